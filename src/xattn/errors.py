@@ -1,0 +1,104 @@
+"""Every error that xattn raises on purpose.
+
+A message names what was wrong, the bound, the value found, and what to do.
+
+::
+
+    XattnError
+    ├── UsageError (ValueError)            an argument is out of its bounds
+    │   ├── PromptError                    an empty prompt, or one the model has no room for
+    │   └── AbsorptionError                absorbed attention is not legal for this spec
+    ├── SourceError                        an input cannot be read
+    │   ├── SourceNotFoundError
+    │   ├── UnreadableSourceError          a file that is not what its name says
+    │   └── InvalidSourceError             readable, but empty, not finite, or too long
+    ├── CheckpointError                    weights cannot be loaded
+    │   ├── ModelNotFoundError             no such id, directory or package
+    │   ├── OfflineError                   it would have to be downloaded
+    │   ├── UnsupportedModelError          a family or an option we do not run
+    │   ├── UnsafeCheckpointError          pickle only
+    │   ├── CorruptCheckpointError         truncated or malformed file
+    │   └── TensorError                    a tensor is missing or has another shape
+    └── MissingExtraError (ImportError)    an optional package is not installed
+
+The command line turns :class:`UsageError` into exit code 2 and the rest into exit code 1.
+"""
+
+from typing import Any
+
+
+class XattnError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UsageError(XattnError, ValueError):
+    """An argument is out of its bounds."""
+
+
+class PromptError(UsageError):
+    """The prompt is empty, or longer than the model allows."""
+
+
+class AbsorptionError(UsageError):
+    """Absorbed attention was asked for where it would not equal materialised attention."""
+
+
+class SourceError(XattnError):
+    """An input cannot be turned into what an encoder reads."""
+
+
+class SourceNotFoundError(SourceError):
+    """The file does not exist."""
+
+
+class UnreadableSourceError(SourceError):
+    """The file exists and no reader understands it."""
+
+
+class InvalidSourceError(SourceError):
+    """The input was read, and is empty, not finite, or longer than one memory holds."""
+
+
+class CheckpointError(XattnError):
+    """Weights cannot be loaded."""
+
+
+class ModelNotFoundError(CheckpointError):
+    """No alias, directory, package path or hub id of this name."""
+
+
+class OfflineError(CheckpointError):
+    """The checkpoint is not on this machine and downloading is switched off."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The checkpoint needs a family or an option that xattn does not run."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The checkpoint holds its weights in pickle files only, which are never opened."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A file of the checkpoint is truncated or malformed."""
+
+
+class TensorError(CheckpointError):
+    """A tensor of the checkpoint is missing, or has another shape than its config says."""
+
+
+class MissingExtraError(XattnError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; "
+            f"install it with: pip install 'xattn[{extra}]'"
+        )
+        self.package, self.extra = package, extra
+
+
+def require(holds: bool, name: str, bound: str, value: Any) -> None:
+    """Raise :class:`UsageError` unless ``holds``; ``bound`` completes "`name` must be …"."""
+    if not holds:
+        raise UsageError(f"`{name}` must be {bound}, but is {value!r} instead.")
