@@ -1,0 +1,1 @@
+"""Networks: layers, the one decoder, encoders, their state, and loading them from checkpoints."""

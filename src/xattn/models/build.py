@@ -1,0 +1,72 @@
+"""From a checkpoint to a network: every weight found, of the right shape, and nothing left empty."""
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import TensorError, require
+from xattn.models.network import Network
+from xattn.models.positions import PositionTable
+from xattn.models.weights import Checkpoint, Weight
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> Network:
+    """A network with the checkpoint's weights, in evaluation mode.
+
+    Raises :class:`TensorError` where a tensor is missing or misshaped, with the checkpoint's own
+    name for it, the shape expected and the shape found.
+    """
+    require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
+    with torch.device("meta"):
+        network = Network(checkpoint.spec)
+    expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    check_weights(checkpoint, expected)
+    loaded: dict[str, nn.Parameter] = {}
+    for name in expected:
+        weight = checkpoint.weights[name]
+        kept_wide = _is_wide(network, name) and dtype == "float16"
+        target = torch.float32 if kept_wide else DTYPES[dtype]
+        if weight.origin not in loaded:
+            tensor = _read(weight).to(device=device, dtype=target)
+            loaded[weight.origin] = nn.Parameter(tensor.contiguous(), requires_grad=False)
+        module_name, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(module_name), attribute, loaded[weight.origin])
+    for module in network.modules():
+        if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
+            module.weight = torch.empty(0, module.width, dtype=DTYPES[dtype], device=device)
+    return network.eval()
+
+
+def check_weights(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise :class:`TensorError` unless every expected tensor is there with its shape."""
+    problems: list[str] = []
+    for name, shape in expected.items():
+        weight = checkpoint.weights.get(name)
+        if weight is None:
+            theirs = checkpoint.names.get(name, name)
+            problems.append(f"tensor {theirs!r} is missing (expected shape {list(shape)})")
+        elif weight.shape != shape:
+            problems.append(
+                f"tensor {weight.origin!r} has the wrong shape: expected {list(shape)}, "
+                f"found {list(weight.shape)}"
+            )
+    if problems:
+        others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise TensorError(
+            f"{checkpoint.origin}: {problems[0]}{others}; "
+            "the config and the weights do not belong together, or the file is incomplete."
+        )
+
+
+def _is_wide(network: Network, name: str) -> bool:
+    if not name.endswith("ffn.down.weight"):
+        return False
+    stack = network.spec.decoder if name.startswith("decoder.") else network.spec.encoder
+    return stack is not None and stack.feed_forward.wide_down
+
+
+def _read(weight: Weight) -> Tensor:
+    tensor = weight.load()
+    assert tuple(tensor.shape) == weight.shape, (weight.origin, tuple(tensor.shape), weight.shape)
+    return tensor

@@ -1,0 +1,180 @@
+"""The one decoder. Families differ in its spec, never in its code.
+
+Axes: R rows, T tokens, S positions, N memories, H heads, K head width, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xattn.attention import Materialized, attend
+from xattn.models.layers import Attention, FeedForward, make_norm
+from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
+from xattn.models.state import DecodeState, Projection
+from xattn.spec import DecoderSpec, Form
+
+Angles = tuple[Tensor, Tensor]
+QueryProbe = Callable[[int, Tensor], None]
+"""Called with a layer's number and its cross-attention queries ``[R, T, H, K]``."""
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention where the placement says so, feed-forward."""
+
+    def __init__(self, spec: DecoderSpec, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.norm_first = spec.norm_place == "before"
+        self.self_norm = make_norm(spec.norm, spec.width)
+        self.self_attn = Attention(spec.self_attention, spec.width, spec.width)
+        if spec.placement.layers[index]:
+            assert spec.cross_attention is not None
+            self.cross_norm = make_norm(spec.norm, spec.width)
+            self.cross_attn = Attention(spec.cross_attention, spec.width, spec.memory_width)
+        self.crosses = spec.placement.layers[index]
+        self.ffn_norm = make_norm(spec.norm, spec.width)
+        self.ffn = FeedForward(spec.feed_forward, spec.width)
+
+    def forward(
+        self,
+        x_RTD: Tensor,
+        state: DecodeState,
+        bias: Tensor | None,
+        angles: Angles | None,
+        probe: QueryProbe | None,
+    ) -> Tensor:
+        x_RTD = self._around(x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles))
+        if self.crosses:
+            x_RTD = self._around(x_RTD, self.cross_norm, lambda h: self._attend_memories(h, state, probe))
+        return self._around(x_RTD, self.ffn_norm, self.ffn)
+
+    def _around(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + sublayer(norm(x)) if self.norm_first else norm(x + sublayer(x))
+
+    def _attend_self(
+        self, h_RTD: Tensor, state: DecodeState, bias: Tensor | None, angles: Angles | None
+    ) -> Tensor:
+        attention = self.self_attn
+        q_RTHK, k_RGTK = attention.queries(h_RTD), attention.keys(h_RTD)
+        if angles is not None:
+            q_RTHK = rotate(q_RTHK, angles)
+            k_RGTK = rotate(k_RGTK.transpose(1, 2), angles).transpose(1, 2)
+        k_RGCK, v_RGCK = state.write(self.index, k_RGTK, attention.values(h_RTD))
+        cache = Materialized(k_NGSK=k_RGCK, v_NGSK=v_RGCK)
+        out_RTHK, _ = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
+        return attention.output(out_RTHK)
+
+    def _attend_memories(self, h_RTD: Tensor, state: DecodeState, probe: QueryProbe | None) -> Tensor:
+        attention = self.cross_attn
+        q_RTHK = attention.queries(h_RTD)
+        if probe is not None:
+            probe(self.index, q_RTHK)
+        return attention.output(state.attend_memories(q_RTHK, self.index, attention.spec.scale))
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and vocabulary head, with all that is remembered passed in as a state."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.width)
+        position = spec.position
+        if position.kind in ("learned", "sinusoidal"):
+            self.positions = PositionTable(position, spec.width)
+        if position.kind == "relative":
+            self.relative_bias = RelativeBias(
+                position, spec.self_attention.heads, bidirectional=False
+            )
+        self.rotary = (
+            Rotary(position, spec.self_attention.head_width) if position.kind == "rotary" else None
+        )
+        if spec.embedding_norm:
+            self.embed_norm = make_norm(spec.norm, spec.width)
+        self.layers = nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.layers))
+        if spec.final_norm:
+            self.final_norm = make_norm(spec.norm, spec.width)
+        self.head = Head(spec)
+
+    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> tuple:
+        """The memories as each layer reads them; None for layers that do not cross-attend."""
+        if form == "absorbed":
+            self.spec.require_absorbable()
+        return tuple(
+            layer.cross_attn.project(states_NSD, mask_NS, form) if layer.crosses else None
+            for layer in self.layers
+        )
+
+    def hidden(
+        self,
+        tokens_RT: Tensor,
+        state: DecodeState,
+        counts: Sequence[int] | None = None,
+        probe: QueryProbe | None = None,
+    ) -> Tensor:
+        """Run ``tokens_RT`` after what ``state`` has seen; returns the last hidden states [R, T, D].
+
+        ``counts`` gives the valid tokens of each row, the rest being padding on the right; None
+        means all. The state is advanced.
+        """
+        R, T = tokens_RT.shape
+        state.reserve(T)
+        positions_RT = self._positions(state, T, tokens_RT.device)
+        x_RTD = self.embed(tokens_RT)
+        if self.spec.embed_scale != 1.0:
+            x_RTD = x_RTD * self.spec.embed_scale
+        if self.spec.position.kind in ("learned", "sinusoidal"):
+            x_RTD = x_RTD + self.positions(positions_RT)
+        if self.spec.embedding_norm:
+            x_RTD = self.embed_norm(x_RTD)
+        bias = self._self_bias(positions_RT, state, T)
+        angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
+        for layer in self.layers:
+            x_RTD = layer(x_RTD, state, bias, angles, probe)
+        state.advance([T] * R if counts is None else counts)
+        return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], float32."""
+        return self.head(hidden, self.embed.weight)
+
+    def _positions(self, state: DecodeState, tokens: int, device: torch.device) -> Tensor:
+        """Positions of the new tokens: ``[1, T]`` where all rows agree, else ``[R, T]``."""
+        starts = state.lengths[:1] if state.uniform else state.lengths
+        return torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
+
+    def _self_bias(self, positions_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
+        """Causal mask and relative bias as one bias ``[R|1, H|1, T, C]``; None if nothing is hidden."""
+        relative = self.spec.position.kind == "relative"
+        single = tokens == 1 and state.uniform
+        if single and not relative:
+            return None
+        keys_C = torch.arange(max(state.lengths) + tokens, device=positions_RT.device)
+        dtype = self.embed.weight.dtype
+        bias = self.relative_bias(positions_RT, keys_C).to(dtype) if relative else None
+        if single:
+            return bias
+        hidden_RTC = keys_C[None, None, :] > positions_RT[:, :, None]
+        causal = torch.zeros(hidden_RTC.shape, dtype=dtype, device=keys_C.device)
+        causal = causal.masked_fill_(hidden_RTC, float("-inf")).unsqueeze(1)
+        return causal if bias is None else bias + causal
+
+
+class Head(nn.Module):
+    """The vocabulary head; its matrix is the embedding table where the spec ties them."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.scale = spec.head_scale
+        self.weight = None if spec.head_tied else nn.Parameter(torch.empty(spec.vocab_size, spec.width))
+        self.bias = nn.Parameter(torch.empty(spec.vocab_size)) if spec.head_bias else None
+
+    def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            hidden = hidden * self.scale
+        weight = embedding_VD if self.weight is None else self.weight
+        return F.linear(hidden, weight, self.bias).float()
+
+

@@ -1,0 +1,190 @@
+"""BART, mBART, Marian and M2M100/NLLB: one tree of tensor names, four sets of choices.
+
+Lewis et al. 2019 (BART), Liu et al. 2020 (mBART), Junczys-Dowmunt et al. 2018 (Marian), Fan et al.
+2020 (M2M100), NLLB Team 2022.
+"""
+
+import math
+from dataclasses import dataclass
+
+from xattn.errors import UnsupportedModelError
+from xattn.models.families import Family
+from xattn.models.families.config import Config, decoder_start, need, refuse, token_spec
+from xattn.models.weights import WeightTable
+from xattn.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    EncoderSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    NormPlace,
+    NormSpec,
+    Placement,
+    PositionSpec,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Where the four differ and their configs do not say so."""
+
+    norm_place: NormPlace
+    embedding_norm: bool
+    final_norm: bool
+    position: PositionSpec
+    """Without the limit, which the config gives."""
+    limited: bool = True
+    head_bias: bool = True
+
+
+CHOICES = {
+    "bart": Choices(
+        norm_place="after",
+        embedding_norm=True,
+        final_norm=False,
+        position=PositionSpec(kind="learned", offset=2),
+    ),
+    "mbart": Choices(
+        norm_place="before",
+        embedding_norm=True,
+        final_norm=True,
+        position=PositionSpec(kind="learned", offset=2),
+    ),
+    "marian": Choices(
+        norm_place="after",
+        embedding_norm=False,
+        final_norm=False,
+        position=PositionSpec(kind="sinusoidal", stored=False),
+    ),
+    "m2m_100": Choices(
+        norm_place="before",
+        embedding_norm=False,
+        final_norm=True,
+        position=PositionSpec(kind="sinusoidal", offset=2, half_minus_one=True, stored=False),
+        limited=False,
+        head_bias=False,
+    ),
+}
+
+
+def family(name: str, config: Config) -> Family:
+    """BART, mBART, Marian or M2M100, by ``model_type``."""
+    choices = CHOICES[name]
+    return Family(
+        name=name,
+        spec=lambda config, generation: spec_from_config(name, choices, config, generation),
+        table=WeightTable(
+            [*stack_names("encoder"), *stack_names("decoder"), *VOCABULARY], ignored=IGNORED
+        ),
+    )
+
+
+def stack_names(stack: str) -> list[tuple[str, str | tuple[str, ...]]]:
+    """Our names and theirs for one stack of the BART tree; Whisper shares it."""
+    pairs: list[tuple[str, str | tuple[str, ...]]] = [
+        (f"{stack}.positions.weight", f"model.{stack}.embed_positions.weight"),
+    ]
+    layer_norms = {"self_norm": "self_attn_layer_norm", "ffn_norm": "final_layer_norm"}
+    attentions = {"self_attn": "self_attn"}
+    if stack == "decoder":
+        layer_norms["cross_norm"] = "encoder_attn_layer_norm"
+        attentions["cross_attn"] = "encoder_attn"
+    projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+    for kind in ("weight", "bias"):
+        pairs += [
+            (f"{stack}.embed_norm.{kind}", f"model.{stack}.layernorm_embedding.{kind}"),
+            (f"{stack}.final_norm.{kind}", f"model.{stack}.layer_norm.{kind}"),
+        ]
+        ours, theirs = f"{stack}.layers.{{i}}", f"model.{stack}.layers.{{i}}"
+        pairs += [(f"{ours}.{a}.{kind}", f"{theirs}.{b}.{kind}") for a, b in layer_norms.items()]
+        pairs += [
+            (f"{ours}.{a}.{p}.{kind}", f"{theirs}.{b}.{q}.{kind}")
+            for a, b in attentions.items()
+            for p, q in projections.items()
+        ]
+        pairs += [
+            (f"{ours}.ffn.up.{kind}", f"{theirs}.fc1.{kind}"),
+            (f"{ours}.ffn.down.{kind}", f"{theirs}.fc2.{kind}"),
+        ]
+    return pairs
+
+
+VOCABULARY: list[tuple[str, str | tuple[str, ...]]] = [
+    ("encoder.embed.weight", ("model.shared.weight", "model.encoder.embed_tokens.weight")),
+    ("decoder.embed.weight", ("model.shared.weight", "model.decoder.embed_tokens.weight")),
+    ("decoder.head.weight", "lm_head.weight"),
+    ("decoder.head.bias", "final_logits_bias"),
+]
+IGNORED = (
+    r"embed_positions\.(weight|weights)$",
+    r"embed_tokens\.weight$",
+    r"^lm_head\.weight$",
+    r"^model\.shared\.weight$",
+)
+
+
+def spec_from_config(name: str, choices: Choices, config: Config, generation: Config) -> ModelSpec:
+    """The spec of a BART-like model; refuses variants that no released checkpoint of these uses."""
+    if name == "marian":
+        refuse(config, "normalize_before", False)
+        refuse(config, "normalize_embedding", False)
+    width = int(need(config, "d_model"))
+    limit = int(config.get("max_position_embeddings", 1024)) if choices.limited else None
+    position = PositionSpec(**{**vars(choices.position), "limit": limit})
+    shared = dict(
+        width=width,
+        norm=NormSpec(kind="layer", eps=1e-5),
+        norm_place=choices.norm_place,
+        position=position,
+        embedding_norm=choices.embedding_norm,
+        final_norm=choices.final_norm,
+        embed_scale=math.sqrt(width) if config.get("scale_embedding") else 1.0,
+    )
+
+    def attention(heads: int) -> AttentionSpec:
+        if width % heads:
+            raise UnsupportedModelError(
+                f"config.json: d_model must be a multiple of the number of heads ({heads}), "
+                f"but is {width} instead."
+            )
+        return AttentionSpec(
+            heads=heads,
+            kv_heads=heads,
+            head_width=width // heads,
+            scale=(width // heads) ** -0.5,
+            q_bias=True,
+            k_bias=True,
+            v_bias=True,
+            o_bias=True,
+        )
+
+    def feed_forward(inner: int) -> FeedForwardSpec:
+        return FeedForwardSpec(width=inner, activation=config.get("activation_function", "gelu"))
+
+    vocab_size = int(need(config, "vocab_size"))
+    encoder = EncoderSpec(
+        **shared,
+        layers=int(need(config, "encoder_layers")),
+        self_attention=attention(int(need(config, "encoder_attention_heads"))),
+        feed_forward=feed_forward(int(need(config, "encoder_ffn_dim"))),
+        vocab_size=vocab_size,
+    )
+    layers = int(need(config, "decoder_layers"))
+    heads = attention(int(need(config, "decoder_attention_heads")))
+    decoder = DecoderSpec(
+        **shared,
+        layers=layers,
+        self_attention=heads,
+        cross_attention=heads,
+        memory_width=width,
+        feed_forward=feed_forward(int(need(config, "decoder_ffn_dim"))),
+        vocab_size=int(config.get("decoder_vocab_size") or vocab_size),
+        placement=Placement.every(layers),
+        head_tied=bool(config.get("tie_word_embeddings", True)),
+        head_bias=choices.head_bias,
+    )
+    start = decoder_start(config, generation)
+    tokens = token_spec(config, generation, decoder_start=start)
+    separate = config.get("share_encoder_decoder_embeddings", True) is False
+    extras: dict[str, object] = {"separate_embeddings": True} if separate else {}
+    return ModelSpec(family=name, encoder=encoder, decoder=decoder, tokens=tokens, extras=extras)

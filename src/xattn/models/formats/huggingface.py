@@ -1,0 +1,139 @@
+"""Hugging Face checkpoint directories: config.json and safetensors, one file or shards."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from xattn.errors import CorruptCheckpointError, UnsafeCheckpointError
+from xattn.inputs.tokenizers import load_tokenizer
+from xattn.models.families import family_of
+from xattn.models.network import Network
+from xattn.models.weights import Checkpoint, Weight, WeightTable
+from xattn.spec import ModelSpec
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def matches(path: Path) -> bool:
+    """A directory with a config.json that names a model type."""
+    config = path / "config.json"
+    return config.is_file() and b'"model_type"' in config.read_bytes()
+
+
+def read(path: Path, origin: str) -> Checkpoint:
+    """The checkpoint in directory ``path``; no tensor is read yet.
+
+    Raises :class:`CheckpointError` of a kind that says what is wrong.
+    """
+    config = read_json(path / "config.json")
+    generation: Mapping[str, Any] = {}
+    if (path / "generation_config.json").is_file():
+        generation = read_json(path / "generation_config.json")
+    family = family_of(config)
+    tensors = read_safetensors(path)
+    spec = _with_own_head(family.spec(config, generation), family.table, tensors)
+    with torch.device("meta"):
+        expected = [name for name, _ in Network(spec).named_parameters()]
+    weights, names, unused = family.table.bind(expected, tensors)
+    if "decoder.head.bias" in weights:
+        weights["decoder.head.bias"] = _flattened(weights["decoder.head.bias"])
+    return Checkpoint(
+        spec=spec,
+        weights=weights,
+        origin=origin,
+        directory=path,
+        tokenizer=load_tokenizer(path, config),
+        # A checkpoint from before generation configs keeps the same names in its config.
+        generation=generation or config,
+        names=names,
+        unused=unused,
+    )
+
+
+def _with_own_head(spec: ModelSpec, table: WeightTable, tensors: Mapping[str, Weight]) -> ModelSpec:
+    """Untie the head where the file holds one that differs from the embeddings.
+
+    As in transformers 5: such a file is right and its config, which says they are tied, is not.
+    """
+    heads = [tensors[n] for n in table.names_of("decoder.head.weight") if n in tensors]
+    tables = [tensors[n] for n in table.names_of("decoder.embed.weight") if n in tensors]
+    if not spec.decoder.head_tied or not heads or not tables:
+        return spec
+    if heads[0].shape == tables[0].shape and torch.equal(heads[0].load(), tables[0].load()):
+        return spec
+    return replace(spec, decoder=replace(spec.decoder, head_tied=False))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; :class:`CorruptCheckpointError` with the place where it breaks."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptCheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpointError(f"{path}: must hold a JSON object, but holds {type(value).__name__}.")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Weight]:
+    """All tensors of the directory, by name, not read yet."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        entries = read_json(index).get("weight_map")
+        if not isinstance(entries, dict):
+            raise CorruptCheckpointError(f"{index}: has no 'weight_map'.")
+        files = sorted({str(name) for name in entries.values()})
+    else:
+        files = ["model.safetensors"]
+    tensors: dict[str, Weight] = {}
+    for name in files:
+        file = path / name
+        if Path(name).name != name:
+            raise CorruptCheckpointError(f"{index}: shard {name!r} is not in the directory itself.")
+        if not file.is_file():
+            _refuse_pickles(path)
+            raise CorruptCheckpointError(f"{file}: the file is missing from the checkpoint.")
+        tensors.update(_tensors_of(file))
+    return tensors
+
+
+def _tensors_of(file: Path) -> dict[str, Weight]:
+    try:
+        # Stays open (a memory map) for as long as a weight of it may still be loaded.
+        opened = safe_open(file, framework="pt").__enter__()
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CorruptCheckpointError(
+            f"{file}: not a complete safetensors file ({error}); download or copy it again."
+        ) from error
+
+    def loader(name: str) -> Callable[[], Tensor]:
+        return lambda: opened.get_tensor(name)
+
+    return {
+        name: Weight(origin=name, shape=shape, load=loader(name)) for name, shape in shapes.items()
+    }
+
+
+def _refuse_pickles(path: Path) -> None:
+    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+    if pickles:
+        raise UnsafeCheckpointError(
+            f"{path}: holds its weights in {pickles[0]}, a pickle, which can run any code and is never "
+            "opened; convert it once, where you trust it, with transformers: "
+            "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
+        )
+
+
+def _flattened(weight: Weight) -> Weight:
+    """``final_logits_bias`` is stored as [1, V]."""
+    size = 1
+    for extent in weight.shape:
+        size *= extent
+    return Weight(origin=weight.origin, shape=(size,), load=lambda: weight.load().reshape(-1))

@@ -1,0 +1,127 @@
+"""Sub-layers that all encoders and decoders are composed of.
+
+Axes: R rows, T tokens, N memories, S positions, H heads, G key/value heads, K head width, D model
+width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xattn.attention import Absorbed, Materialized, Segment
+from xattn.errors import UnsupportedModelError
+from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that checkpoints call ``name``; :class:`UnsupportedModelError` if unknown."""
+    if name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, but is {name!r} instead."
+        )
+    return ACTIVATIONS[name]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019), computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def make_norm(spec: NormSpec, width: int) -> nn.Module:
+    """The norm that ``spec`` describes, over the last axis of ``width``."""
+    return nn.LayerNorm(width, eps=spec.eps) if spec.kind == "layer" else RMSNorm(width, spec.eps)
+
+
+class Attention(nn.Module):
+    """The four projections of an attention sub-layer, and the norms of query and key if it has them.
+
+    ``width`` is the model width on the query side, ``memory_width`` on the key/value side.
+    """
+
+    def __init__(self, spec: AttentionSpec, width: int, memory_width: int) -> None:
+        super().__init__()
+        inner, kv_inner = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
+        self.spec = spec
+        self.q = nn.Linear(width, inner, bias=spec.q_bias)
+        self.k = nn.Linear(memory_width, kv_inner, bias=spec.k_bias)
+        self.v = nn.Linear(memory_width, kv_inner, bias=spec.v_bias)
+        self.o = nn.Linear(inner, width, bias=spec.o_bias)
+        if spec.qk_norm is not None:
+            self.q_norm = make_norm(spec.qk_norm, spec.head_width)
+            self.k_norm = make_norm(spec.qk_norm, spec.head_width)
+
+    def queries(self, x_RTD: Tensor) -> Tensor:
+        """[R, T, D] -> [R, T, H, K]."""
+        q_RTHK = self.q(x_RTD).unflatten(-1, (self.spec.heads, self.spec.head_width))
+        return q_RTHK if self.spec.qk_norm is None else self.q_norm(q_RTHK)
+
+    def keys(self, x_NSD: Tensor) -> Tensor:
+        """[N, S, D] -> [N, G, S, K]."""
+        k_NSGK = self.k(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width))
+        return (k_NSGK if self.spec.qk_norm is None else self.k_norm(k_NSGK)).transpose(1, 2)
+
+    def values(self, x_NSD: Tensor) -> Tensor:
+        """[N, S, D] -> [N, G, S, K]."""
+        return self.v(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width)).transpose(1, 2)
+
+    def output(self, x_RTHK: Tensor) -> Tensor:
+        """[R, T, H, K] -> [R, T, D]."""
+        return self.o(x_RTHK.flatten(-2))
+
+    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment:
+        """The memories as this layer reads them. Raises nothing: legality is checked by the spec."""
+        if form == "materialized":
+            # Contiguous per head: batched products over a strided S axis are many times slower.
+            return Materialized(
+                k_NGSK=self.keys(states_NSD).contiguous(),
+                v_NGSK=self.values(states_NSD).contiguous(),
+                mask_NS=mask_NS,
+            )
+        per_head = (self.spec.kv_heads, self.spec.head_width)
+        return Absorbed(
+            states_NSD=states_NSD,
+            k_weight_GKD=self.k.weight.unflatten(0, per_head),
+            v_weight_GKD=self.v.weight.unflatten(0, per_head),
+            k_bias_GK=self.k.bias.unflatten(0, per_head) if self.spec.k_bias else None,
+            v_bias_GK=self.v.bias.unflatten(0, per_head) if self.spec.v_bias else None,
+            mask_NS=mask_NS,
+        )
+
+
+class FeedForward(nn.Module):
+    """``down(act(up x))``, or ``down(act(gate x) * up x)`` (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.activation = activation(spec.activation)
+        self.up = nn.Linear(width, spec.width, bias=spec.bias)
+        if spec.gated:
+            self.gate = nn.Linear(width, spec.width, bias=spec.bias)
+        self.down = nn.Linear(spec.width, width, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        inner = self.activation(self.gate(x)) * up if self.spec.gated else self.activation(up)
+        return self.down(inner.to(self.down.weight.dtype)).to(x.dtype)

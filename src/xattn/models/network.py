@@ -1,0 +1,250 @@
+"""An encoder and a decoder with their weights, and the three things one does with them.
+
+``encode`` runs the encoder, ``project`` prepares memories for the decoder, ``step`` runs the
+decoder. No call does another's work, and each is counted.
+
+Axes: R rows, T tokens, N memories or sources, S positions, D model width, V vocabulary, F log-mel
+frames, M mel bins.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import UsageError, require
+from xattn.memory import Memory, digest_of
+from xattn.models.decoder import Decoder
+from xattn.models.encoder import Encoder
+from xattn.models.state import DecodeState, Group, Projection, Slot
+from xattn.spec import Form, ModelSpec
+
+PADDING_SHARE = 0.25
+"""Memories are projected as one padded batch while padding stays below this share of it."""
+
+Attended = Memory | Projection
+
+
+@dataclass
+class Counters:
+    """What was really run since the model was loaded."""
+
+    encoder_passes: int = 0
+    """Sources put through the encoder."""
+    projections: int = 0
+    """Memories projected to a decoder's segments."""
+    steps: int = 0
+    """Forward passes of the decoder, whatever the number of rows."""
+
+
+class Network(nn.Module):
+    """Encoder (if any) and decoder of one model."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.decoder = Decoder(spec.decoder)
+        self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
+        self.counters = Counters()
+        self._encoder_digest: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        return self.decoder.embed.weight.dtype
+
+    @property
+    def encoder_digest(self) -> str:
+        """Digest over the encoder's weights, computed once; part of every memory's key."""
+        if self._encoder_digest is None:
+            assert self.encoder is not None
+            parts: list[bytes] = []
+            for name, weight in self.encoder.named_parameters():
+                flat = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                parts += [f"{name}{tuple(weight.shape)}{weight.dtype}".encode(), flat.numpy().data]
+            self._encoder_digest = digest_of(*parts)
+        return self._encoder_digest
+
+    @torch.no_grad()
+    def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Token ids of N sources -> their states, ``[S, D]`` each."""
+        assert self.encoder is not None
+        lengths = [len(row) for row in ids]
+        longest = max(lengths)
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.device)
+        mask_NS = None
+        if min(lengths) < longest:
+            mask_NS = torch.arange(longest) < torch.tensor(lengths)[:, None]
+            mask_NS = mask_NS.to(self.device)
+        states_NSD = self.encoder(padded, mask_NS)
+        self.counters.encoder_passes += len(ids)
+        if mask_NS is None:
+            return list(states_NSD)
+        return [states[:length].clone() for states, length in zip(states_NSD, lengths, strict=True)]
+
+    @torch.no_grad()
+    def encode_mel(self, mel_NMF: Tensor) -> Tensor:
+        """Log-mel frames ``[N, M, F]`` -> states ``[N, F/2, D]``."""
+        assert self.encoder is not None
+        self.counters.encoder_passes += mel_NMF.shape[0]
+        return self.encoder(mel_NMF.to(self.device, self.dtype))
+
+    def project(self, memory: Memory, *, form: Form = "materialized") -> Projection:
+        """``memory`` as this decoder reads it; :class:`AbsorptionError` where ``form`` is illegal."""
+        return self._project([memory], form)
+
+    def start(
+        self, attended: Sequence[Sequence[Attended]], *, form: Form = "materialized"
+    ) -> DecodeState:
+        """A state with one row per entry of ``attended``, each attending to the memories it lists.
+
+        Memories are told apart by their key, and each distinct one is projected once; a
+        :class:`Projection` of one memory is taken as it is.
+        """
+        depth = max((len(items) for items in attended), default=0)
+        require(
+            depth == 0 or self.spec.decoder.cross_attention is not None,
+            "memories",
+            "empty for a decoder without cross-attention",
+            depth,
+        )
+        placed: dict[str, tuple[Projection, int]] = {}
+        slots: list[Slot] = []
+        for j in range(depth):
+            column = {row: items[j] for row, items in enumerate(attended) if len(items) > j}
+            self._place(column.values(), placed, form)
+            held: dict[int, tuple[Projection, list[int], list[int]]] = {}
+            for row, item in column.items():
+                projection, member = placed[_identity(item)]
+                _, rows, members = held.setdefault(id(projection), (projection, [], []))
+                rows.append(row)
+                members.append(member)
+            slots.append([Group(p, rows, members, len(attended)) for p, rows, members in held.values()])
+        return DecodeState(self.spec.decoder, len(attended), slots, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def step(
+        self, tokens_RT: Tensor, state: DecodeState, counts_R: Tensor | None = None
+    ) -> Tensor:
+        """Feed tokens; returns the logits ``[R, V]`` after each row's last valid one, float32.
+
+        ``counts_R`` gives the valid tokens of each row when prompts of unequal length are padded on
+        the right.
+        """
+        self.counters.steps += 1
+        counts = None if counts_R is None else counts_R.tolist()
+        if counts is not None and len(set(counts)) == 1 and counts[0] == tokens_RT.shape[1]:
+            counts = None
+        hidden_RTD = self.decoder.hidden(tokens_RT.to(self.device), state, counts)
+        if counts is None:
+            return self.decoder.logits(hidden_RTD[:, -1])
+        last = torch.tensor(counts, device=self.device) - 1
+        return self.decoder.logits(hidden_RTD[torch.arange(len(counts), device=self.device), last])
+
+    def score(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
+        """Teacher-forced logits ``[R, T, V]``, differentiable, float32."""
+        self.counters.steps += 1
+        return self.decoder.logits(self.decoder.hidden(tokens_RT.to(self.device), state))
+
+    @torch.no_grad()
+    def cross_weights(
+        self, tokens_RT: Tensor, state: DecodeState, heads: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Cross-attention weights ``[R, A, T, S]`` of the chosen (layer, head) pairs, float32.
+
+        Computed in a pass of its own over ``tokens_RT``, with the memories of ``state`` and none of
+        its tokens; decoding itself never materialises a weight.
+        """
+        placement = self.spec.decoder.placement.layers
+        for layer, head in heads:
+            require(
+                0 <= layer < len(placement) and placement[layer],
+                "heads",
+                "(layer, head) pairs of layers that cross-attend",
+                (layer, head),
+            )
+        queries: dict[int, Tensor] = {}
+        fresh = state.fresh()
+        self.counters.steps += 1
+        self.decoder.hidden(tokens_RT.to(self.device), fresh, probe=queries.__setitem__)
+        attention = self.spec.decoder.cross_attention
+        assert attention is not None
+        pieces = [
+            fresh.memory_weights(queries[layer], layer, [head], attention.scale)
+            for layer, head in heads
+        ]
+        return torch.cat(pieces, dim=2).transpose(1, 2)
+
+    def _place(
+        self, items: Iterable[Attended], placed: dict[str, tuple[Projection, int]], form: Form
+    ) -> None:
+        """Project what is not in ``placed`` yet, in batches of similar length."""
+        waiting: dict[str, Memory] = {}
+        for item in items:
+            if isinstance(item, Projection):
+                placed.setdefault(_identity(item), (item, 0))
+            elif _identity(item) not in placed:
+                waiting.setdefault(_identity(item), item)
+        for batch in _batches(list(waiting.values()), form):
+            projection = self._project(batch, form)
+            placed.update({_identity(memory): (projection, n) for n, memory in enumerate(batch)})
+
+    def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
+        require(form in ("materialized", "absorbed"), "form", "'materialized' or 'absorbed'", form)
+        width = self.spec.decoder.memory_width
+        for memory in memories:
+            if memory.width != width:
+                raise UsageError(
+                    f"{memory!r} has width {memory.width}, but this decoder reads memories of width {width}."
+                )
+        states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
+        self.counters.projections += len(memories)
+        segments = self.decoder.project(states_NSD, mask_NS, form)
+        return Projection(memories=tuple(memories), segments=segments, form=form)
+
+
+def _identity(item: Attended) -> str:
+    memory = item if isinstance(item, Memory) else item.memories[0]
+    return memory.key.digest if isinstance(item, Memory) else f"projection-{id(item)}"
+
+
+def _batches(memories: list[Memory], form: Form) -> list[list[Memory]]:
+    """Memories that are worth projecting together, in the order given.
+
+    Absorbed memories are read where they lie, each on its own, so that no state is copied.
+    """
+    if form == "absorbed" or len(memories) == 1:
+        return [[memory] for memory in memories]
+    batches: list[list[Memory]] = []
+    for memory in memories:
+        if batches:
+            lengths = [len(m) for m in (*batches[-1], memory)]
+            if sum(lengths) >= (1 - PADDING_SHARE) * max(lengths) * len(lengths):
+                batches[-1].append(memory)
+                continue
+        batches.append([memory])
+    return batches
+
+
+def _stack(
+    memories: Sequence[Memory], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """States ``[N, S, D]`` and mask ``[N, S]``; a single memory is a view of itself."""
+    if len(memories) == 1:
+        (memory,) = memories
+        mask = None if memory.mask_S is None else memory.mask_S.to(device).unsqueeze(0)
+        return memory.states_SD.to(device, dtype).unsqueeze(0), mask
+    S = max(map(len, memories))
+    plain = all(len(m) == S and m.mask_S is None for m in memories)
+    states_NSD = torch.zeros(len(memories), S, memories[0].width, device=device, dtype=dtype)
+    mask_NS = torch.zeros(len(memories), S, dtype=torch.bool, device=device)
+    for n, memory in enumerate(memories):
+        states_NSD[n, : len(memory)] = memory.states_SD
+        mask_NS[n, : len(memory)] = True if memory.mask_S is None else memory.mask_S
+    return states_NSD, None if plain else mask_NS

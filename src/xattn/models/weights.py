@@ -1,0 +1,94 @@
+"""Weights on their way from a checkpoint into a network.
+
+A :class:`Checkpoint` is what every file format is read into; a :class:`WeightTable` translates the
+tensor names of one family of Hugging Face checkpoints into ours, and back.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from xattn.inputs.text import Tokenizer
+from xattn.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One tensor of a checkpoint, not read yet."""
+
+    origin: str
+    """Its name in the file. Two of our names with one origin are one parameter."""
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model as found on disk, whatever the format."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Weight]
+    """Our name -> weight."""
+    origin: str
+    """What the user asked for."""
+    directory: Path
+    tokenizer: Tokenizer | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Settings the checkpoint wants, under Hugging Face's generation-config names."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Our name -> name a missing tensor would have in the file, for error messages."""
+    unused: tuple[str, ...] = ()
+    """Tensors of the file that nothing reads."""
+
+
+class WeightTable:
+    """Pairs of name patterns, ours and the checkpoint's; ``{i}`` stands for a layer number.
+
+    Where several of their names may hold one of our weights, they are tried in order; the first is
+    the one :meth:`to_hf` writes.
+    """
+
+    def __init__(
+        self, pairs: Iterable[tuple[str, str | tuple[str, ...]]], *, ignored: Iterable[str] = ()
+    ) -> None:
+        self._theirs = {
+            ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in pairs
+        }
+        self._ignored = [re.compile(pattern) for pattern in ignored]
+
+    def names_of(self, ours: str) -> tuple[str, ...]:
+        """The checkpoint's names for our weight ``ours``; empty if the table has none."""
+        numbers = re.findall(r"\.(\d+)\.", ours)
+        pattern = re.sub(r"\.\d+\.", ".{i}.", ours, count=1)
+        return tuple(
+            name.format(i=numbers[0] if numbers else "") for name in self._theirs.get(pattern, ())
+        )
+
+    def bind(
+        self, expected: Iterable[str], tensors: Mapping[str, Weight]
+    ) -> tuple[dict[str, Weight], dict[str, str], tuple[str, ...]]:
+        """Our weights found in ``tensors``, the names they should have, and what nothing reads."""
+        bound: dict[str, Weight] = {}
+        names: dict[str, str] = {}
+        for ours in expected:
+            candidates = self.names_of(ours)
+            names[ours] = candidates[0] if candidates else ours
+            for name in candidates:
+                if name in tensors:
+                    bound[ours] = tensors[name]
+                    break
+        read = {weight.origin for weight in bound.values()}
+        unused = tuple(
+            name
+            for name, weight in tensors.items()
+            if weight.origin not in read and not any(p.search(name) for p in self._ignored)
+        )
+        return bound, names, unused
+
+    def to_hf(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our weights under the checkpoint's names, as Hugging Face would write them."""
+        return {self.names_of(ours)[0]: tensor for ours, tensor in weights.items()}

@@ -1,0 +1,21 @@
+"""Fixtures that several folders of tests share."""
+
+from functools import lru_cache
+
+import pytest
+import tiny
+from pairs import Pair
+
+from xattn.models.build import build
+from xattn.models.formats import huggingface
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    @lru_cache(maxsize=None)
+    def make(name: str) -> Pair:
+        directory = tmp_path_factory.mktemp(name)
+        theirs = tiny.make(name, directory)
+        return Pair(name, theirs, build(huggingface.read(directory, name)), directory)
+
+    return make
