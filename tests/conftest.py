@@ -1,18 +1,18 @@
 """Fixtures that several folders of tests share."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
+
 import tiny
 from pairs import Pair
-
 from xattn.models.build import build
 from xattn.models.formats import huggingface
 
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
-    @lru_cache(maxsize=None)
+    @cache
     def make(name: str) -> Pair:
         directory = tmp_path_factory.mktemp(name)
         theirs = tiny.make(name, directory)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 
+import tiny
 from xattn.memory import Memory, MemoryKey, Span
 from xattn.models.network import Network
 
@@ -29,16 +29,25 @@ class Pair:
         return values, named(values)
 
     def memories(self, values: torch.Tensor) -> list[Memory]:
-        encode = self.ours.encode_tokens if tiny.TINY[self.name].text_input else self.ours.encode_mel
+        encode = (
+            self.ours.encode_tokens if tiny.TINY[self.name].text_input else self.ours.encode_mel
+        )
         inputs = values.tolist() if tiny.TINY[self.name].text_input else values
-        return [memory_of(states, f"{self.name} {i} {values[i].sum()}") for i, states in enumerate(encode(inputs))]
+        return [
+            memory_of(states, f"{self.name} {i} {values[i].sum()}")
+            for i, states in enumerate(encode(inputs))
+        ]
 
 
 def memory_of(states_SD: torch.Tensor, source: str) -> Memory:
     key = MemoryKey(
         source=source, modality="text", preprocessing="test", encoder="test", dtype="float32"
     )
-    return Memory(states_SD=states_SD, key=key, spans=[Span(i, i + 1, "tokens") for i in range(len(states_SD))])
+    return Memory(
+        states_SD=states_SD,
+        key=key,
+        spans=[Span(i, i + 1, "tokens") for i in range(len(states_SD))],
+    )
 
 
 def random_tokens(rows: int, length: int, seed: int = 1) -> torch.Tensor:

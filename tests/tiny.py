@@ -131,7 +131,7 @@ DECODER_ONLY = [name for name, tiny in TINY.items() if tiny.decoder_only]
 
 
 def make(name: str, directory: Path, *, seed: int = 0) -> Any:
-    """Save the tiny model ``name`` into ``directory`` and return transformers' own, in eval mode."""
+    """Save the tiny model ``name`` into ``directory``; returns transformers' own, in eval mode."""
     import transformers
 
     tiny = TINY[name]
@@ -145,7 +145,7 @@ def make(name: str, directory: Path, *, seed: int = 0) -> Any:
 
 
 def _widen(model: torch.nn.Module) -> None:
-    """Larger random weights than any initialiser: biases and norms are not left at their defaults."""
+    """Larger random weights than any initialiser's; biases and norms leave their defaults."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -155,7 +155,9 @@ def _widen(model: torch.nn.Module) -> None:
             elif "embed_positions" not in name:
                 spread = 0.5 if "embed" in name or "shared" in name else 0.8
                 width = parameter.shape[-1] ** 0.5
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator) / width * 2)
+                parameter.copy_(
+                    spread * torch.randn(parameter.shape, generator=generator) / width * 2
+                )
         for name, buffer in model.named_buffers():
             if name.endswith("final_logits_bias"):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))

@@ -83,9 +83,14 @@ class Memory:
     """What the input side wants to remember (seconds of audio, source language)."""
 
     def __post_init__(self) -> None:
-        require(self.states_SD.dim() == 2, "states_SD", "of shape [S, D]", tuple(self.states_SD.shape))
         require(
-            len(self.spans) == len(self), "spans", f"one per position ({len(self)})", len(self.spans)
+            self.states_SD.dim() == 2, "states_SD", "of shape [S, D]", tuple(self.states_SD.shape)
+        )
+        require(
+            len(self.spans) == len(self),
+            "spans",
+            f"one per position ({len(self)})",
+            len(self.spans),
         )
         if self.mask_S is not None:
             ok = self.mask_S.shape == (len(self),) and self.mask_S.dtype == torch.bool
@@ -113,4 +118,5 @@ class Memory:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.states_SD.shape))
-        return f"Memory({self.label!r}, {self.modality}, {shape} {self.key.dtype}, {self.key.digest[:12]})"
+        what = f"{self.modality}, {shape} {self.key.dtype}, {self.key.digest[:12]}"
+        return f"Memory({self.label!r}, {what})"

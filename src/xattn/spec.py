@@ -31,7 +31,7 @@ def dtype_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class NormSpec:
-    """Layer normalisation (Ba et al. 2016), or its root-mean-square form without a mean or a bias."""
+    """Layer normalisation (Ba et al. 2016), or its root-mean-square form without mean and bias."""
 
     kind: NormKind = "layer"
     eps: float = 1e-5
@@ -109,7 +109,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardSpec:
-    """The position-wise sub-layer: ``down(act(up x))``, or ``down(act(gate x) * up x)`` if gated."""
+    """The position-wise sub-layer: ``down(act(up x))``; gated: ``down(act(gate x) * up x)``."""
 
     width: int
     activation: str
@@ -218,13 +218,16 @@ class DecoderSpec(StackSpec):
         )
 
     def require_absorbable(self) -> None:
-        """Raise :class:`AbsorptionError`, with the reason, where absorbed attention is not exact."""
+        """Raise :class:`AbsorptionError`, with the reason, where absorption is not exact."""
         if self.cross_attention is None:
-            raise AbsorptionError("absorbed attention needs cross-attention; this decoder has none.")
+            raise AbsorptionError(
+                "absorbed attention needs cross-attention; this decoder has none."
+            )
         obstacle = self.cross_attention.absorption_obstacle
         if obstacle is not None:
             raise AbsorptionError(
-                f"absorbed attention is not exact for this decoder: {obstacle}; use form='materialized'."
+                f"absorbed attention is not exact for this decoder: {obstacle}; "
+                "use form='materialized'."
             )
 
     def self_cache_bytes(self, tokens: int, *, rows: int = 1, dtype: str = "float32") -> int:
@@ -233,7 +236,9 @@ class DecoderSpec(StackSpec):
         per_token = 2 * self.layers * attention.kv_heads * attention.head_width
         return rows * tokens * per_token * dtype_bytes(dtype)
 
-    def cross_bytes(self, positions: int, *, form: Form = "materialized", dtype: str = "float32") -> int:
+    def cross_bytes(
+        self, positions: int, *, form: Form = "materialized", dtype: str = "float32"
+    ) -> int:
         """What cross-attention reads for one memory: per-layer K and V, or the states once."""
         if self.cross_attention is None:
             return 0
@@ -274,8 +279,9 @@ class ModelSpec:
         total = _decoder_parameters(self.decoder)
         if self.encoder is not None:
             total += _encoder_parameters(self.encoder)
-            if self.encoder.vocab_size == self.decoder.vocab_size and not self.extras.get("separate_embeddings"):
-                total -= self.encoder.vocab_size * self.encoder.width
+            shared = self.encoder.vocab_size == self.decoder.vocab_size
+            if shared and not self.extras.get("separate_embeddings"):
+                total -= self.decoder.vocab_size * self.decoder.width
         return total
 
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from xattn.errors import CheckpointError, CorruptCheckpointError, TensorError, UnsafeCheckpointError
 from xattn.models.build import build
 from xattn.models.families import family_of
@@ -39,7 +39,9 @@ def test_shards_load_like_one_file(pairs, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     sharded = build(huggingface.read(tmp_path, "sharded"))
     for name, parameter in pair.ours.named_parameters():
-        torch.testing.assert_close(dict(sharded.named_parameters())[name], parameter, atol=0, rtol=0)
+        torch.testing.assert_close(
+            dict(sharded.named_parameters())[name], parameter, atol=0, rtol=0
+        )
 
 
 @pytest.fixture
@@ -56,7 +58,9 @@ def rewrite(directory, change):
 
 def test_missing_tensor_is_named(broken):
     rewrite(broken, lambda t: t.pop("model.decoder.layers.1.fc1.weight"))
-    with pytest.raises(TensorError, match=r"decoder\.layers\.1\.fc1\.weight' is missing .*\[56, 32\]"):
+    with pytest.raises(
+        TensorError, match=r"decoder\.layers\.1\.fc1\.weight' is missing .*\[56, 32\]"
+    ):
         build(huggingface.read(broken, "broken"))
 
 
@@ -89,7 +93,7 @@ def test_missing_shard_is_named(pairs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change,message",
+    ("change", "message"),
     [
         ({"model_type": "bert"}, "`model_type` must be one of"),
         ({"model_type": "barts"}, "Did you mean 'bart'"),
@@ -106,5 +110,5 @@ def test_configs_that_cannot_be_run(broken, change, message):
 
 def test_broken_json_says_where(broken):
     (broken / "config.json").write_text('{"model_type": ')
-    with pytest.raises(CorruptCheckpointError, match="config.json: not readable as JSON"):
+    with pytest.raises(CorruptCheckpointError, match=r"config\.json: not readable as JSON"):
         huggingface.read(broken, "broken")

@@ -46,7 +46,7 @@ MAKERS = {"materialized": materialized, "absorbed": absorbed}
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("heads,groups", [(4, 4), (4, 2), (4, 1), (1, 1)])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (4, 1), (1, 1)])
 @pytest.mark.parametrize("masked", [(), ((0, 3),), ((0, 0), (1, 5))], ids=str)
 def test_attend_equals_twin(make, heads, groups, masked):
     segment, q = make(g=groups, masked=masked), queries(h=heads)
@@ -63,7 +63,8 @@ def test_fully_masked_rows_read_zeros(make):
         out, lse = attend(inputs, segment, scale=0.3)
         assert (out[0] == 0).all()
         assert (lse[0] == -INF).all()
-        assert out[1].isfinite().all() and (out[1] != 0).any()
+        assert out[1].isfinite().all()
+        assert (out[1] != 0).any()
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -122,7 +123,9 @@ def test_merge_is_one_softmax_over_the_union(lengths, empty, order):
 
 
 def test_merge_of_nothing_read_is_zero():
-    parts = [attend(queries(), materialized(seed=i, masked=((0, 0), (1, 0))), scale=1.0) for i in (0, 1)]
+    parts = [
+        attend(queries(), materialized(seed=i, masked=((0, 0), (1, 0))), scale=1.0) for i in (0, 1)
+    ]
     assert (merge(parts) == 0).all()
 
 
@@ -157,7 +160,8 @@ def test_half_precision_stays_close(dtype):
     half = Materialized(k_NGSK=segment.k_NGSK.to(dtype), v_NGSK=segment.v_NGSK.to(dtype))
     out, lse = attend(q.to(dtype), half, scale=0.3)
     want, want_lse = attend_reference(q, [segment], scale=0.3)
-    assert out.dtype == dtype and lse.dtype == torch.float32
+    assert out.dtype == dtype
+    assert lse.dtype == torch.float32
     torch.testing.assert_close(out.float(), want, atol=3e-2, rtol=3e-2)
     torch.testing.assert_close(lse, want_lse, atol=3e-2, rtol=3e-2)
 

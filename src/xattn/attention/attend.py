@@ -34,7 +34,7 @@ def attend(
     """
     if isinstance(segment, Absorbed):
         return _attend_absorbed(q_NWHK, segment, scale, bias_NHWS)
-    N, W, H, K = q_NWHK.shape
+    W, H = q_NWHK.shape[1:3]
     G = segment.k_NGSK.shape[1]
     bias = _total_bias(segment, bias_NHWS)
     out_NGRK, lse_NGR = _attend_heads(
@@ -63,7 +63,9 @@ def attention_weights(
     if isinstance(segment, Absorbed):
         per_group = H // segment.k_weight_GKD.shape[0]
         k_weight_AKD = segment.k_weight_GKD[[head // per_group for head in chosen]].float()
-        scores_NAWS = (q_NAWK @ k_weight_AKD) @ segment.states_NSD.float().transpose(1, 2).unsqueeze(1)
+        scores_NAWS = (q_NAWK @ k_weight_AKD) @ segment.states_NSD.float().transpose(
+            1, 2
+        ).unsqueeze(1)
     else:
         per_group = H // segment.k_NGSK.shape[1]
         k_NASK = segment.k_NGSK[:, [head // per_group for head in chosen]].float()
@@ -77,7 +79,7 @@ def attention_weights(
 def _attend_absorbed(
     q_NWHK: Tensor, segment: Absorbed, scale: float, bias_NHWS: Tensor | None
 ) -> Part:
-    N, W, H, K = q_NWHK.shape
+    N, W, H, _ = q_NWHK.shape
     G, _, D = segment.k_weight_GKD.shape
     q_NGRK = _fold_heads(q_NWHK, G)
     R = q_NGRK.shape[2]

@@ -28,7 +28,10 @@ def combine(parts: Sequence[Part]) -> Part:
     floor_NWH = total_NWH.masked_fill(total_NWH == float("-inf"), 0.0)
     share_PNWH = (lse_PNWH - floor_NWH).exp()
     out_NWHK = sum(
-        (out * share.unsqueeze(-1).to(out.dtype) for (out, _), share in zip(parts, share_PNWH, strict=True)),
+        (
+            out * share.unsqueeze(-1).to(out.dtype)
+            for (out, _), share in zip(parts, share_PNWH, strict=True)
+        ),
         start=torch.zeros_like(parts[0][0]),
     )
     return out_NWHK, total_NWH

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xattn.attention.segments import Absorbed, Materialized, Segment
+from xattn.attention.segments import Materialized, Segment
 
 
 def materialize(segment: Segment) -> Materialized:

@@ -51,7 +51,7 @@ class Absorbed:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the states, which all layers share, and the mask; the weights are the model's."""
+        """Bytes of the mask and of the states, which all layers share; weights are the model's."""
         mask = 0 if self.mask_NS is None else self.mask_NS.nbytes
         return self.states_NSD.nbytes + mask
 

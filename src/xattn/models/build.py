@@ -1,4 +1,4 @@
-"""From a checkpoint to a network: every weight found, of the right shape, and nothing left empty."""
+"""From a checkpoint to a network: every weight found, of the right shape, none left empty."""
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def build(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu"
         setattr(network.get_submodule(module_name), attribute, loaded[weight.origin])
     for module in network.modules():
         if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
-            module.weight = torch.empty(0, module.width, dtype=DTYPES[dtype], device=device)
+            module.clear(DTYPES[dtype], torch.device(device))
     return network.eval()
 
 

@@ -3,16 +3,16 @@
 Axes: R rows, T tokens, S positions, N memories, H heads, K head width, D model width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xattn.attention import Materialized, attend
+from xattn.attention import Materialized, Segment, attend
 from xattn.models.layers import Attention, FeedForward, make_norm
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
-from xattn.models.state import DecodeState, Projection
+from xattn.models.state import DecodeState
 from xattn.spec import DecoderSpec, Form
 
 Angles = tuple[Tensor, Tensor]
@@ -45,10 +45,19 @@ class DecoderLayer(nn.Module):
         angles: Angles | None,
         probe: QueryProbe | None,
     ) -> Tensor:
-        x_RTD = self._around(x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles))
+        """[R, T, D] -> [R, T, D]; writes the new keys and values into ``state``."""
+        x_RTD = self._around(
+            x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles)
+        )
         if self.crosses:
-            x_RTD = self._around(x_RTD, self.cross_norm, lambda h: self._attend_memories(h, state, probe))
+            x_RTD = self._around(
+                x_RTD, self.cross_norm, lambda h: self._attend_memories(h, state, probe)
+            )
         return self._around(x_RTD, self.ffn_norm, self.ffn)
+
+    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment | None:
+        """The memories as this layer reads them; None if it does not cross-attend."""
+        return self.cross_attn.project(states_NSD, mask_NS, form) if self.crosses else None
 
     def _around(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         return x + sublayer(norm(x)) if self.norm_first else norm(x + sublayer(x))
@@ -66,7 +75,9 @@ class DecoderLayer(nn.Module):
         out_RTHK, _ = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
         return attention.output(out_RTHK)
 
-    def _attend_memories(self, h_RTD: Tensor, state: DecodeState, probe: QueryProbe | None) -> Tensor:
+    def _attend_memories(
+        self, h_RTD: Tensor, state: DecodeState, probe: QueryProbe | None
+    ) -> Tensor:
         attention = self.cross_attn
         q_RTHK = attention.queries(h_RTD)
         if probe is not None:
@@ -98,14 +109,20 @@ class Decoder(nn.Module):
             self.final_norm = make_norm(spec.norm, spec.width)
         self.head = Head(spec)
 
-    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> tuple:
+    @property
+    def stack(self) -> Iterator["DecoderLayer"]:
+        """The layers, from the first."""
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            yield layer
+
+    def project(
+        self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form
+    ) -> tuple[Segment | None, ...]:
         """The memories as each layer reads them; None for layers that do not cross-attend."""
         if form == "absorbed":
             self.spec.require_absorbable()
-        return tuple(
-            layer.cross_attn.project(states_NSD, mask_NS, form) if layer.crosses else None
-            for layer in self.layers
-        )
+        return tuple(layer.project(states_NSD, mask_NS, form) for layer in self.stack)
 
     def hidden(
         self,
@@ -114,7 +131,7 @@ class Decoder(nn.Module):
         counts: Sequence[int] | None = None,
         probe: QueryProbe | None = None,
     ) -> Tensor:
-        """Run ``tokens_RT`` after what ``state`` has seen; returns the last hidden states [R, T, D].
+        """Run ``tokens_RT`` after what ``state`` has seen; returns hidden states ``[R, T, D]``.
 
         ``counts`` gives the valid tokens of each row, the rest being padding on the right; None
         means all. The state is advanced.
@@ -131,7 +148,7 @@ class Decoder(nn.Module):
             x_RTD = self.embed_norm(x_RTD)
         bias = self._self_bias(positions_RT, state, T)
         angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
-        for layer in self.layers:
+        for layer in self.stack:
             x_RTD = layer(x_RTD, state, bias, angles, probe)
         state.advance([T] * R if counts is None else counts)
         return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
@@ -146,7 +163,7 @@ class Decoder(nn.Module):
         return torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
 
     def _self_bias(self, positions_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
-        """Causal mask and relative bias as one bias ``[R|1, H|1, T, C]``; None if nothing is hidden."""
+        """Causal mask and relative bias as one, ``[R|1, H|1, T, C]``; None if nothing is hidden."""
         relative = self.spec.position.kind == "relative"
         single = tokens == 1 and state.uniform
         if single and not relative:
@@ -168,13 +185,14 @@ class Head(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.scale = spec.head_scale
-        self.weight = None if spec.head_tied else nn.Parameter(torch.empty(spec.vocab_size, spec.width))
+        self.weight = (
+            None if spec.head_tied else nn.Parameter(torch.empty(spec.vocab_size, spec.width))
+        )
         self.bias = nn.Parameter(torch.empty(spec.vocab_size)) if spec.head_bias else None
 
     def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
+        """[..., D] -> [..., V], float32."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
         weight = embedding_VD if self.weight is None else self.weight
         return F.linear(hidden, weight, self.bias).float()
-
-

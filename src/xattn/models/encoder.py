@@ -27,14 +27,19 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = make_norm(spec.norm, spec.width)
         self.ffn = FeedForward(spec.feed_forward, spec.width)
 
-    def forward(self, x_NSD: Tensor, mask_NS: Tensor | None, relative: RelativeBias | None) -> Tensor:
+    def forward(
+        self, x_NSD: Tensor, mask_NS: Tensor | None, relative: RelativeBias | None
+    ) -> Tensor:
+        """[N, S, D] -> [N, S, D]."""
         if self.norm_first:
             x_NSD = x_NSD + self._attend(self.self_norm(x_NSD), mask_NS, relative)
             return x_NSD + self.ffn(self.ffn_norm(x_NSD))
         x_NSD = self.self_norm(x_NSD + self._attend(x_NSD, mask_NS, relative))
         return self.ffn_norm(x_NSD + self.ffn(x_NSD))
 
-    def _attend(self, h_NSD: Tensor, mask_NS: Tensor | None, relative: RelativeBias | None) -> Tensor:
+    def _attend(
+        self, h_NSD: Tensor, mask_NS: Tensor | None, relative: RelativeBias | None
+    ) -> Tensor:
         attention = self.self_attn
         q_NSHK = attention.queries(h_NSD)
         segment = Materialized(
@@ -45,9 +50,10 @@ class EncoderLayer(nn.Module):
             return attention.output(attend(q_NSHK, segment, scale=scale)[0])
         keys_S = torch.arange(S, device=h_NSD.device)
         blocks = []
-        for queries in keys_S.split(QUERY_BLOCK):
-            bias = relative(queries[None], keys_S).to(h_NSD.dtype)
-            q_block = q_NSHK[:, queries[0] : queries[-1] + 1]
+        for start in range(0, S, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, S)
+            bias = relative(keys_S[None, start:stop], keys_S).to(h_NSD.dtype)
+            q_block = q_NSHK[:, start:stop]
             blocks.append(attend(q_block, segment, scale=scale, bias_NHWS=bias)[0])
         return attention.output(torch.cat(blocks, dim=1))
 
@@ -61,6 +67,7 @@ class AudioStem(nn.Module):
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
 
     def forward(self, mel_NMF: Tensor) -> Tensor:
+        """[N, M, F] -> [N, F/2, D]."""
         return F.gelu(self.conv2(F.gelu(self.conv1(mel_NMF)))).transpose(1, 2)
 
 
@@ -79,7 +86,9 @@ class Encoder(nn.Module):
         if position.kind in ("learned", "sinusoidal"):
             self.positions = PositionTable(position, spec.width)
         if position.kind == "relative":
-            self.relative_bias = RelativeBias(position, spec.self_attention.heads, bidirectional=True)
+            self.relative_bias = RelativeBias(
+                position, spec.self_attention.heads, bidirectional=True
+            )
         if spec.embedding_norm:
             self.embed_norm = make_norm(spec.norm, spec.width)
         self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.layers))

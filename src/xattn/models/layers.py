@@ -45,6 +45,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -54,7 +55,7 @@ def make_norm(spec: NormSpec, width: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """The four projections of an attention sub-layer, and the norms of query and key if it has them.
+    """The four projections of an attention sub-layer, and its norms of query and key if any.
 
     ``width`` is the model width on the query side, ``memory_width`` on the key/value side.
     """
@@ -83,14 +84,16 @@ class Attention(nn.Module):
 
     def values(self, x_NSD: Tensor) -> Tensor:
         """[N, S, D] -> [N, G, S, K]."""
-        return self.v(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width)).transpose(1, 2)
+        return (
+            self.v(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width)).transpose(1, 2)
+        )
 
     def output(self, x_RTHK: Tensor) -> Tensor:
         """[R, T, H, K] -> [R, T, D]."""
         return self.o(x_RTHK.flatten(-2))
 
     def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment:
-        """The memories as this layer reads them. Raises nothing: legality is checked by the spec."""
+        """The memories as this layer reads them; the spec says whether ``form`` is legal."""
         if form == "materialized":
             # Contiguous per head: batched products over a strided S axis are many times slower.
             return Materialized(
@@ -122,6 +125,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(spec.width, width, bias=spec.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         up = self.up(x)
         inner = self.activation(self.gate(x)) * up if self.spec.gated else self.activation(up)
         return self.down(inner.to(self.down.weight.dtype)).to(x.dtype)

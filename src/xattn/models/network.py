@@ -67,7 +67,10 @@ class Network(nn.Module):
             parts: list[bytes] = []
             for name, weight in self.encoder.named_parameters():
                 flat = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                parts += [f"{name}{tuple(weight.shape)}{weight.dtype}".encode(), flat.numpy().data]
+                parts += [
+                    f"{name}{tuple(weight.shape)}{weight.dtype}".encode(),
+                    flat.numpy().tobytes(),
+                ]
             self._encoder_digest = digest_of(*parts)
         return self._encoder_digest
 
@@ -77,12 +80,12 @@ class Network(nn.Module):
         assert self.encoder is not None
         lengths = [len(row) for row in ids]
         longest = max(lengths)
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.device)
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
         mask_NS = None
         if min(lengths) < longest:
             mask_NS = torch.arange(longest) < torch.tensor(lengths)[:, None]
             mask_NS = mask_NS.to(self.device)
-        states_NSD = self.encoder(padded, mask_NS)
+        states_NSD = self.encoder(padded.to(self.device), mask_NS)
         self.counters.encoder_passes += len(ids)
         if mask_NS is None:
             return list(states_NSD)
@@ -96,7 +99,7 @@ class Network(nn.Module):
         return self.encoder(mel_NMF.to(self.device, self.dtype))
 
     def project(self, memory: Memory, *, form: Form = "materialized") -> Projection:
-        """``memory`` as this decoder reads it; :class:`AbsorptionError` where ``form`` is illegal."""
+        """``memory`` as this decoder reads it; :class:`AbsorptionError` if ``form`` is illegal."""
         return self._project([memory], form)
 
     def start(
@@ -125,13 +128,13 @@ class Network(nn.Module):
                 _, rows, members = held.setdefault(id(projection), (projection, [], []))
                 rows.append(row)
                 members.append(member)
-            slots.append([Group(p, rows, members, len(attended)) for p, rows, members in held.values()])
+            slots.append(
+                [Group(p, rows, members, len(attended)) for p, rows, members in held.values()]
+            )
         return DecodeState(self.spec.decoder, len(attended), slots, self.dtype, self.device)
 
     @torch.inference_mode()
-    def step(
-        self, tokens_RT: Tensor, state: DecodeState, counts_R: Tensor | None = None
-    ) -> Tensor:
+    def step(self, tokens_RT: Tensor, state: DecodeState, counts_R: Tensor | None = None) -> Tensor:
         """Feed tokens; returns the logits ``[R, V]`` after each row's last valid one, float32.
 
         ``counts_R`` gives the valid tokens of each row when prompts of unequal length are padded on
@@ -201,7 +204,8 @@ class Network(nn.Module):
         for memory in memories:
             if memory.width != width:
                 raise UsageError(
-                    f"{memory!r} has width {memory.width}, but this decoder reads memories of width {width}."
+                    f"{memory!r} has width {memory.width}, "
+                    f"but this decoder reads memories of width {width}."
                 )
         states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
         self.counters.projections += len(memories)

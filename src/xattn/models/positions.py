@@ -44,6 +44,12 @@ class PositionTable(nn.Module):
             self._reserve(int(rows.max()) + 1)
         return F.embedding(rows, self.weight)
 
+    def clear(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Forget a computed table; it is made again, as long as needed, on first use."""
+        self.register_buffer(
+            "weight", torch.empty(0, self.width, dtype=dtype, device=device), persistent=False
+        )
+
     def _reserve(self, rows: int) -> None:
         if rows > self.weight.shape[0]:
             table = sinusoidal_table(
@@ -52,7 +58,7 @@ class PositionTable(nn.Module):
                 half_minus_one=self.spec.half_minus_one,
                 interleaved=self.spec.interleaved,
             )
-            self.weight = table.to(self.weight)
+            self.register_buffer("weight", table.to(self.weight), persistent=False)
 
 
 class RelativeBias(nn.Module):
@@ -77,7 +83,9 @@ class RelativeBias(nn.Module):
         else:
             steps = (-distance).clamp(min=0)
         exact = buckets // 2
-        ratio = (steps.clamp(min=1).float() / exact).log() / math.log(self.spec.max_distance / exact)
+        ratio = (steps.clamp(min=1).float() / exact).log() / math.log(
+            self.spec.max_distance / exact
+        )
         far = exact + (ratio * (buckets - exact)).to(torch.long)
         return offset + torch.where(steps < exact, steps, far.clamp(max=buckets - 1))
 

@@ -1,10 +1,10 @@
 """What decoding remembers, as an argument: the self-attention cache and the memories attended to.
 
-Nothing here belongs to a network, and no tensor of a memory is ever gathered, repeated or moved:
-re-ordering beams touches the self-attention cache and a row map.
+Nothing here belongs to a network, and no tensor of a memory is ever gathered, repeated or
+moved: re-ordering beams touches the self-attention cache and a row map.
 
-Axes: R rows (requests x beams), N memories, W queries that share one, T tokens, S positions, H heads,
-G key/value heads, K head width, L layers, C cached tokens.
+Axes: R rows (requests x beams), N memories, W queries that share one, T tokens, S positions, H
+heads, G key/value heads, K head width, L layers, C cached tokens.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xattn.attention import Absorbed, Segment, attend, attention_weights
 from xattn.attention.merge import Part, combine
+from xattn.errors import UsageError
 from xattn.memory import Memory
 from xattn.spec import DecoderSpec, Form
 
@@ -23,7 +24,7 @@ FIRST_CAPACITY = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
-    """One or more memories as one decoder reads them: a segment for each layer that cross-attends."""
+    """One or more memories as one decoder reads them: a segment per layer that cross-attends."""
 
     memories: tuple[Memory, ...]
     segments: tuple[Segment | None, ...]
@@ -43,7 +44,9 @@ class Projection:
 class Group:
     """The rows that read one projection, folded into its query axis."""
 
-    def __init__(self, projection: Projection, rows: Sequence[int], members: Sequence[int], total: int) -> None:
+    def __init__(
+        self, projection: Projection, rows: Sequence[int], members: Sequence[int], total: int
+    ) -> None:
         """Row ``rows[j]`` of ``total`` rows reads memory ``members[j]`` of the projection."""
         self.projection, self.rows, self.members = projection, list(rows), list(members)
         N = len(projection.memories)
@@ -57,14 +60,16 @@ class Group:
         if not self._whole:
             filler = self.rows[0]
             self._take = torch.tensor([[*held, *[filler] * (W - len(held))] for held in per_memory])
-            place = {row: n * W + w for n, held in enumerate(per_memory) for w, row in enumerate(held)}
+            place = {
+                row: n * W + w for n, held in enumerate(per_memory) for w, row in enumerate(held)
+            }
             self._back = torch.tensor([place[row] for row in self.rows])
             self._target = torch.tensor(self.rows)
 
     def fold(self, q_RTHK: Tensor) -> Tensor:
         """[R, T, H, K] -> [N, W*T, H, K]."""
         N, W = self._shape
-        rows, T, H, K = q_RTHK.shape
+        T, H, K = q_RTHK.shape[1:]
         if not self._whole:
             q_RTHK = q_RTHK.index_select(0, self._take.flatten().to(q_RTHK.device))
         return q_RTHK.reshape(N, W * T, H, K)
@@ -98,7 +103,12 @@ class DecodeState:
     """Self-attention cache, tokens seen per row, and the memories each row attends to."""
 
     def __init__(
-        self, spec: DecoderSpec, rows: int, slots: Sequence[Slot], dtype: torch.dtype, device: torch.device
+        self,
+        spec: DecoderSpec,
+        rows: int,
+        slots: Sequence[Slot],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         attention = spec.self_attention
         self.spec, self.slots = spec, [list(slot) for slot in slots]
@@ -150,13 +160,13 @@ class DecodeState:
         ]
 
     def reserve(self, tokens: int) -> None:
-        """Room for ``tokens`` more in every row; capacity doubles, so that growth costs O(1) a token."""
+        """Room for ``tokens`` more in every row; capacity doubles, so growth costs O(1) a token."""
         used = max(self.lengths, default=0)
         L, two, R, G, capacity, K = self._kv_L2RGCK.shape
         if used + tokens <= capacity:
             return
         capacity = max(used + tokens, 2 * capacity, FIRST_CAPACITY)
-        # Zeros: a hidden position has weight 0, and 0 times what an empty tensor may hold can be NaN.
+        # Zeros: a hidden position has weight 0, and 0 times what empty memory holds can be NaN.
         grown = self._kv_L2RGCK.new_zeros((L, two, R, G, capacity, K))
         grown[..., :used, :] = self._kv_L2RGCK[..., :used, :]
         self._kv_L2RGCK = grown
@@ -200,14 +210,18 @@ class DecodeState:
             parts.append((out_RTHK, group.unfold(lse, T, R, missing=float("-inf"))))
         return combine(parts)[0] if parts else torch.zeros_like(q_RTHK)
 
-    def memory_weights(self, q_RTHK: Tensor, layer: int, heads: Sequence[int], scale: float) -> Tensor:
+    def memory_weights(
+        self, q_RTHK: Tensor, layer: int, heads: Sequence[int], scale: float
+    ) -> Tensor:
         """Softmax weights ``[R, T, A, S]`` of the chosen heads over the first memory of each row.
 
         Rows whose memory is shorter than the longest are padded with zeros.
         """
         R, T = q_RTHK.shape[:2]
         if len(self.slots) != 1:
-            raise ValueError(f"weights are defined over one memory per row, not {len(self.slots)}")
+            raise UsageError(
+                f"cross-attention weights are read over one memory per row, not {len(self.slots)}."
+            )
         pieces = []
         for group in self.slots[0]:
             segment = group.projection.segments[layer]
@@ -215,4 +229,5 @@ class DecodeState:
             weights = attention_weights(group.fold(q_RTHK), segment, heads, scale=scale)
             pieces.append(group.unfold(weights, T, R, missing=0.0))
         S = max(piece.shape[-1] for piece in pieces)
-        return sum(torch.nn.functional.pad(piece, (0, S - piece.shape[-1])) for piece in pieces)
+        padded = [torch.nn.functional.pad(piece, (0, S - piece.shape[-1])) for piece in pieces]
+        return torch.stack(padded).sum(dim=0)

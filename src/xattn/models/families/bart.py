@@ -6,6 +6,7 @@ Lewis et al. 2019 (BART), Liu et al. 2020 (mBART), Junczys-Dowmunt et al. 2018 (
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from xattn.errors import UnsupportedModelError
 from xattn.models.families import Family
@@ -131,7 +132,7 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     width = int(need(config, "d_model"))
     limit = int(config.get("max_position_embeddings", 1024)) if choices.limited else None
     position = PositionSpec(**{**vars(choices.position), "limit": limit})
-    shared = dict(
+    shared: dict[str, Any] = dict(
         width=width,
         norm=NormSpec(kind="layer", eps=1e-5),
         norm_place=choices.norm_place,

@@ -42,7 +42,7 @@ def token_spec(config: Config, generation: Config, *, decoder_start: int | None)
 
 
 def decoder_start(config: Config, generation: Config) -> int:
-    """First decoder token of an encoder-decoder: its own setting, else the begin-of-sequence token."""
+    """First decoder token of an encoder-decoder: its own setting, else the one for beginnings."""
     for source in (generation, config):
         if source.get("decoder_start_token_id") is not None:
             return int(source["decoder_start_token_id"])

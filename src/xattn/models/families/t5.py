@@ -1,5 +1,7 @@
 """T5 v1.0, v1.1, Flan and mT5 (Raffel et al. 2020; Shazeer 2020 for the gated form)."""
 
+from typing import Any
+
 from xattn.models.families import Family
 from xattn.models.families.config import Config, decoder_start, need, token_spec
 from xattn.models.weights import WeightTable
@@ -76,7 +78,7 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
     kind = str(config.get("feed_forward_proj", "relu")).removeprefix("gated-")
     heads = int(need(config, "num_heads"))
     attention = AttentionSpec(heads=heads, kv_heads=heads, head_width=head_width, scale=1.0)
-    shared = dict(
+    shared: dict[str, Any] = dict(
         width=width,
         self_attention=attention,
         feed_forward=FeedForwardSpec(
@@ -96,8 +98,8 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
     )
     vocab_size, layers = int(need(config, "vocab_size")), int(need(config, "num_layers"))
     decoder_layers = int(config.get("num_decoder_layers") or layers)
-    # transformers 5 writes tie_word_embeddings=true for all and keeps the difference here; whether the
-    # head is a matrix of its own is seen from the file.
+    # transformers 5 writes tie_word_embeddings=true for all and keeps the difference here; whether
+    # the head is a matrix of its own is seen from the file.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     return ModelSpec(
         family=name,

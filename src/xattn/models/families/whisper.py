@@ -37,9 +37,11 @@ def family(name: str, config: Config) -> Family:
 
 
 def spec_from_config(config: Config, generation: Config) -> ModelSpec:
-    """The spec of a Whisper model, with alignment heads and languages from its generation config."""
+    """The spec of a Whisper model; alignment heads and languages are in its generation config."""
     refuse(config, "tie_word_embeddings", True)
-    heads = {stack: int(need(config, f"{stack}_attention_heads")) for stack in ("encoder", "decoder")}
+    heads = {
+        stack: int(need(config, f"{stack}_attention_heads")) for stack in ("encoder", "decoder")
+    }
     layers = int(need(config, "decoder_layers"))
     mel_bins = int(need(config, "num_mel_bins"))
     alignment = generation.get("alignment_heads") or config.get("alignment_heads") or ()

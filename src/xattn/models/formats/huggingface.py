@@ -77,7 +77,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptCheckpointError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{path}: must hold a JSON object, but holds {type(value).__name__}.")
+        raise CorruptCheckpointError(
+            f"{path}: must hold a JSON object, but holds {type(value).__name__}."
+        )
     return value
 
 
@@ -107,7 +109,8 @@ def _tensors_of(file: Path) -> dict[str, Weight]:
     try:
         # Stays open (a memory map) for as long as a weight of it may still be loaded.
         opened = safe_open(file, framework="pt").__enter__()
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+        names = opened.keys()
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise CorruptCheckpointError(
             f"{file}: not a complete safetensors file ({error}); download or copy it again."
@@ -125,8 +128,8 @@ def _refuse_pickles(path: Path) -> None:
     pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
     if pickles:
         raise UnsafeCheckpointError(
-            f"{path}: holds its weights in {pickles[0]}, a pickle, which can run any code and is never "
-            "opened; convert it once, where you trust it, with transformers: "
+            f"{path}: holds its weights in {pickles[0]}, a pickle, which can run any code and is "
+            "never opened; convert it once, where you trust it, with transformers: "
             "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
         )
 
