@@ -1,0 +1,88 @@
+"""Whisper on a memory that is already there: how decoding begins, and when words were spoken."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xattn.decoding.fallback import HeardWindow
+from xattn.decoding.segments import Word
+from xattn.decoding.transcription import word_timings
+from xattn.decoding.transcription_settings import TranscriptionSettings
+from xattn.decoding.whisper_tokens import WhisperTokens
+from xattn.decoding.words import Draft, finished, place_words
+from xattn.inputs.audio import FRAMES_PER_SECOND
+from xattn.memory import Memory
+from xattn.models.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechStart:
+    """What a transcript without timestamps begins with."""
+
+    language: str
+    tokens: tuple[int, ...]
+    """Start of transcript, language and task (multilingual models), no timestamps."""
+
+
+def language_probabilities(
+    network: Network, tokens: WhisperTokens, memory: Memory
+) -> dict[str, float]:
+    """Probability of each language that the model knows, by the token after the start.
+
+    One decoder step on the memory, no encoder pass. Empty for English-only models.
+    """
+    if not tokens.multilingual:
+        return {}
+    probability_V = HeardWindow(network, memory).probabilities_after([tokens.start])
+    heard = probability_V[list(tokens.languages.values())]
+    return dict(zip(tokens.languages, (heard / heard.sum()).tolist(), strict=True))
+
+
+def speech_start(
+    network: Network, tokens: WhisperTokens, memory: Memory, language: str | None, task: str
+) -> SpeechStart:
+    """Where decoding begins; the language is detected on the memory where it is not given.
+
+    Raises :class:`UsageError` for a language or task that the model does not know.
+    """
+    if language is not None or not tokens.multilingual:
+        tokens.require_language(language or "en", task)
+    if language is None:
+        likely = language_probabilities(network, tokens, memory)
+        language = max(likely, key=lambda code: likely[code]) if likely else "en"
+    start = tokens.start_sequence(language, task)
+    return SpeechStart(language=language, tokens=(*start, tokens.no_timestamps))
+
+
+def spoken_words(
+    network: Network,
+    tokens: WhisperTokens,
+    memory: Memory,
+    start: SpeechStart,
+    text: Sequence[int],
+) -> tuple[Word, ...]:
+    """When each word of the decoded ``text`` tokens was spoken, in seconds of the recording.
+
+    Two decoder passes over the text, for its probabilities and for the alignment heads' weights.
+    """
+    defaults = TranscriptionSettings()
+    spoken = tuple(token for token in text if token < tokens.end)
+    seconds = float(memory.details.get("seconds", memory.spans[-1].end))
+    draft = Draft(0.0, seconds, spoken)
+    timings = word_timings(
+        HeardWindow(network, memory),
+        tokens,
+        start.tokens[:-1],
+        spoken,
+        start.language,
+        int(seconds * FRAMES_PER_SECOND),
+    )
+    place_words(
+        [draft],
+        timings,
+        end_token=tokens.end,
+        offset=0.0,
+        spoken_until=0.0,
+        prepended=defaults.prepend_punctuations,
+        appended=defaults.append_punctuations,
+    )
+    return finished(draft.words)

@@ -1,0 +1,86 @@
+"""A language model without a network: logits are drawn from a digest of memory and tokens.
+
+Any row that is mixed up with another one shows, since every prefix has logits of its own.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from xattn.memory import Memory, MemoryKey, Span
+from xattn.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    ModelSpec,
+    NormSpec,
+    Placement,
+    PositionSpec,
+    TokenSpec,
+)
+
+
+@lru_cache(maxsize=100_000)
+def logits_of(vocab: int, memory: str, tokens: tuple[int, ...]) -> torch.Tensor:
+    digest = hashlib.sha256(repr((memory, tokens)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return 2 * torch.randn(vocab, generator=generator)
+
+
+class TreeState:
+    def __init__(self, memories: Sequence[str]) -> None:
+        self.memories = list(memories)
+        self.tokens: list[tuple[int, ...]] = [()] * len(self.memories)
+
+    def select(self, rows: torch.Tensor) -> None:
+        self.memories = [self.memories[row] for row in rows.tolist()]
+        self.tokens = [self.tokens[row] for row in rows.tolist()]
+
+
+class TreeNetwork:
+    """As much of a network as decoding needs."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, vocab: int, eos: tuple[int, ...] = (0,), limit: int | None = None) -> None:
+        self.rows_of_steps: list[int] = []
+        attention = AttentionSpec(heads=1, head_width=4, kv_heads=1, scale=0.5)
+        decoder = DecoderSpec(
+            width=4,
+            layers=1,
+            self_attention=attention,
+            feed_forward=FeedForwardSpec(width=4, activation="relu"),
+            norm=NormSpec(),
+            norm_place="before",
+            position=PositionSpec(kind="learned", limit=limit),
+            vocab_size=vocab,
+            placement=Placement.none(1),
+        )
+        self.spec = ModelSpec(family="tree", decoder=decoder, tokens=TokenSpec(eos=eos))
+
+    def start(self, attended: Sequence[Sequence[Memory]], *, form: str = "materialized") -> TreeState:
+        return TreeState(["+".join(m.label for m in memories) for memories in attended])
+
+    def step(
+        self, tokens_RT: torch.Tensor, state: TreeState, counts_R: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.rows_of_steps.append(len(tokens_RT))
+        counts = [tokens_RT.shape[1]] * len(tokens_RT) if counts_R is None else counts_R.tolist()
+        state.tokens = [
+            (*seen, *new[:count])
+            for seen, new, count in zip(state.tokens, tokens_RT.tolist(), counts, strict=True)
+        ]
+        vocab = self.spec.decoder.vocab_size
+        rows = zip(state.memories, state.tokens, strict=True)
+        return torch.stack([logits_of(vocab, memory, tokens) for memory, tokens in rows])
+
+
+def memory(label: str) -> Memory:
+    key = MemoryKey(
+        source=label, modality="text", preprocessing="none", encoder="none", dtype="float32"
+    )
+    return Memory(
+        states_SD=torch.zeros(1, 4), key=key, spans=[Span(0, 1, "characters")], label=label
+    )
