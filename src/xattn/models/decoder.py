@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment, attend
-from xattn.models.layers import Attention, FeedForward, make_norm
+from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
 from xattn.models.state import DecodeState
 from xattn.spec import DecoderSpec, Form
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.vocab_size, spec.width)
+        self.embed = empty_embedding(spec.vocab_size, spec.width)
         position = spec.position
         if position.kind in ("learned", "sinusoidal"):
             self.positions = PositionTable(position, spec.width)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, attend
-from xattn.models.layers import Attention, FeedForward, make_norm
+from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.spec import AudioStemSpec, EncoderSpec
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             self.stem = AudioStem(spec.audio, spec.width)
         else:
             assert spec.vocab_size is not None
-            self.embed = nn.Embedding(spec.vocab_size, spec.width)
+            self.embed = empty_embedding(spec.vocab_size, spec.width)
         position = spec.position
         if position.kind in ("learned", "sinusoidal"):
             self.positions = PositionTable(position, spec.width)

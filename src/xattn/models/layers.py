@@ -129,3 +129,12 @@ class FeedForward(nn.Module):
         up = self.up(x)
         inner = self.activation(self.gate(x)) * up if self.spec.gated else self.activation(up)
         return self.down(inner.to(self.down.weight.dtype)).to(x.dtype)
+
+
+def empty_embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding table to be filled from a checkpoint.
+
+    The ordinary constructor draws random weights, which on the meta device imports torch's compiler:
+    a second of every load.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)

@@ -29,13 +29,13 @@ def read_checkpoint(path: Path, origin: str) -> Checkpoint:
         if module.matches(path):
             checkpoint: Checkpoint = module.read(path, origin)
             return checkpoint
-    refuse_pickles(path)
+    _refuse_pickles(path)
     raise UnsupportedModelError(
         f"{path}: no checkpoint found there; looked for {'; '.join(FORMATS.values())}."
     )
 
 
-def refuse_pickles(path: Path) -> None:
+def _refuse_pickles(path: Path) -> None:
     """Raise :class:`UnsafeCheckpointError` if ``path`` is a pickle, or a directory with one."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     pickle = next((file for file in files if file.suffix in _PICKLES), None)

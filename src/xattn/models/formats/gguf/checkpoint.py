@@ -41,7 +41,7 @@ _LAYER_NAMES = {
 
 
 def matches(path: Path) -> bool:
-    """Whether ``path`` is a GGUF file, or a directory with exactly one."""
+    """Whether ``path`` is a GGUF file, or a directory with exactly one and no safetensors."""
     file = _file(path)
     if file is None:
         return False
@@ -90,7 +90,9 @@ def read(path: Path, origin: str) -> Checkpoint:
 def _file(path: Path) -> Path | None:
     if path.is_file():
         return path
-    files = list(path.glob("*.gguf")) if path.is_dir() else []
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    files = list(path.glob("*.gguf"))
     return files[0] if len(files) == 1 else None
 
 
