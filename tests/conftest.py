@@ -3,9 +3,9 @@
 from functools import cache
 
 import pytest
-
 import tiny
 from pairs import Pair
+
 from xattn.models.build import build
 from xattn.models.formats import huggingface
 

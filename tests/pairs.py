@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 
-import tiny
 from xattn.memory import Memory, MemoryKey, Span
 from xattn.models.network import Network
 

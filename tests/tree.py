@@ -60,7 +60,9 @@ class TreeNetwork:
         )
         self.spec = ModelSpec(family="tree", decoder=decoder, tokens=TokenSpec(eos=eos))
 
-    def start(self, attended: Sequence[Sequence[Memory]], *, form: str = "materialized") -> TreeState:
+    def start(
+        self, attended: Sequence[Sequence[Memory]], *, form: str = "materialized"
+    ) -> TreeState:
         return TreeState(["+".join(m.label for m in memories) for memories in attended])
 
     def step(

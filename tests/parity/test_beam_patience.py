@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import ctranslate2
 import pytest
+import tiny
 import torch
 from ctranslate2.converters import TransformersConverter
-
-import tiny
 from pairs import memory_of
+
 from xattn.decoding import Request, Settings, decode
 
 TOKENS = ["<s>", "<pad>", "</s>", "<unk>", *[f"t{n}" for n in range(tiny.VOCAB - 4)]]
@@ -93,4 +93,3 @@ def test_hypotheses_and_scores_equal_ctranslate2(both, ours, theirs):
         tokens = [[TOKENS[t] for t in h.tokens if t not in settings.eos] for h in hypotheses]
         assert tokens == result.hypotheses
         assert [h.score for h in hypotheses] == pytest.approx(result.scores, abs=1e-4)
-

@@ -4,10 +4,10 @@ plain one."""
 from dataclasses import replace
 
 import pytest
-import torch
-
 import tiny
+import torch
 from pairs import memory_of, random_tokens
+
 from xattn.attention.reference import materialize
 from xattn.errors import AbsorptionError
 from xattn.memory import Memory

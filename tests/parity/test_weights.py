@@ -3,10 +3,10 @@
 import json
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-import tiny
 from xattn.errors import CheckpointError, CorruptCheckpointError, TensorError, UnsafeCheckpointError
 from xattn.models.build import build
 from xattn.models.families import family_of

@@ -23,20 +23,6 @@ class SpeechStart:
     """Start of transcript, language and task (multilingual models), no timestamps."""
 
 
-def language_probabilities(
-    network: Network, tokens: WhisperTokens, memory: Memory
-) -> dict[str, float]:
-    """Probability of each language that the model knows, by the token after the start.
-
-    One decoder step on the memory, no encoder pass. Empty for English-only models.
-    """
-    if not tokens.multilingual:
-        return {}
-    probability_V = HeardWindow(network, memory).probabilities_after([tokens.start])
-    heard = probability_V[list(tokens.languages.values())]
-    return dict(zip(tokens.languages, (heard / heard.sum()).tolist(), strict=True))
-
-
 def speech_start(
     network: Network, tokens: WhisperTokens, memory: Memory, language: str | None, task: str
 ) -> SpeechStart:
@@ -47,7 +33,7 @@ def speech_start(
     if language is not None or not tokens.multilingual:
         tokens.require_language(language or "en", task)
     if language is None:
-        likely = language_probabilities(network, tokens, memory)
+        likely = HeardWindow(network, memory).languages(tokens) if tokens.multilingual else {}
         language = max(likely, key=lambda code: likely[code]) if likely else "en"
     start = tokens.start_sequence(language, task)
     return SpeechStart(language=language, tokens=(*start, tokens.no_timestamps))

@@ -1,0 +1,97 @@
+"""xattn: encode once, attend everywhere.
+
+The encoded input of a model with cross-attention is a :class:`Memory`: computed once, named by its
+content, and attended to by as many beams, prompts and requests as one likes.
+
+::
+
+    model  = xattn.load("whisper-tiny.en")
+    memory = model.encode("talk.flac")          # one encoder pass
+    print(model.generate(memory, num_beams=5).text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xattn.decoding.segments import Segment, Word
+    from xattn.decoding.transcript import Transcript
+    from xattn.errors import (
+        AbsorptionError,
+        CheckpointError,
+        CorruptCheckpointError,
+        InvalidSourceError,
+        MissingExtraError,
+        ModelNotFoundError,
+        OfflineError,
+        PromptError,
+        SourceError,
+        SourceNotFoundError,
+        TensorError,
+        UnreadableSourceError,
+        UnsafeCheckpointError,
+        UnsupportedModelError,
+        UsageError,
+        XattnError,
+    )
+    from xattn.generation import Generation
+    from xattn.memory import Memory, MemoryKey, Span
+    from xattn.model import Model, load
+    from xattn.spec import DecoderSpec, EncoderSpec, ModelSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbsorptionError",
+    "CheckpointError",
+    "CorruptCheckpointError",
+    "DecoderSpec",
+    "EncoderSpec",
+    "Generation",
+    "InvalidSourceError",
+    "Memory",
+    "MemoryKey",
+    "MissingExtraError",
+    "Model",
+    "ModelNotFoundError",
+    "ModelSpec",
+    "OfflineError",
+    "PromptError",
+    "Segment",
+    "SourceError",
+    "SourceNotFoundError",
+    "Span",
+    "TensorError",
+    "Transcript",
+    "UnreadableSourceError",
+    "UnsafeCheckpointError",
+    "UnsupportedModelError",
+    "UsageError",
+    "Word",
+    "XattnError",
+    "__version__",
+    "load",
+]
+
+_HOMES = {
+    "xattn.decoding.segments": ("Segment", "Word"),
+    "xattn.decoding.transcript": ("Transcript",),
+    "xattn.generation": ("Generation",),
+    "xattn.memory": ("Memory", "MemoryKey", "Span"),
+    "xattn.model": ("Model", "load"),
+    "xattn.spec": ("DecoderSpec", "EncoderSpec", "ModelSpec"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that the command line starts at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'xattn' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF.get(name, "xattn.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

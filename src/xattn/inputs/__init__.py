@@ -1,0 +1,1 @@
+"""Raw inputs to model inputs: text, audio."""

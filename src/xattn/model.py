@@ -1,0 +1,494 @@
+"""The object that users hold: a network, its tokenizer, and everything one does with them."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xattn.decoding.fallback import HeardWindow
+from xattn.decoding.request import Hypothesis, Request
+from xattn.decoding.search import decode, stream
+from xattn.decoding.settings import Settings
+from xattn.decoding.speech import speech_start, spoken_words
+from xattn.decoding.stopping import StopFilter
+from xattn.decoding.transcript import Transcript
+from xattn.decoding.transcription import Progress, Transcription, Window
+from xattn.decoding.transcription_settings import TranscriptionSettings
+from xattn.decoding.whisper_tokens import WhisperTokens
+from xattn.errors import (
+    PromptError,
+    SourceNotFoundError,
+    UnreadableSourceError,
+    UsageError,
+    require,
+)
+from xattn.generation import Generation
+from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
+from xattn.inputs.text import TextStream, Tokenizer, Unit
+from xattn.memory import Memory
+from xattn.models.build import build
+from xattn.models.encode import (
+    TextSource,
+    encode_audio,
+    encode_mel_window,
+    encode_texts,
+    encode_token_ids,
+    mel_window_key,
+)
+from xattn.models.formats import read_checkpoint
+from xattn.models.network import Counters, Network
+from xattn.models.resolve import resolve
+from xattn.models.weights import Checkpoint
+from xattn.spec import Form, ModelSpec
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, decoder token ids, or chat messages (``role`` and ``content``)."""
+Source = Any
+"""Text or token ids for text encoders; a path, bytes, file object or array for audio encoders."""
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    offline: bool = False,
+) -> "Model":
+    """Load a model.
+
+    ``name`` is an alias (see ``xattn models``), a directory or file (Hugging Face, CTranslate2,
+    GGUF), ``pkg:PACKAGE/PATH`` for weights inside an installed Python package, or a hub id.
+    ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. With ``offline``
+    the network is never touched.
+
+    Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint.
+    """
+    checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
+    return Model(build(checkpoint, dtype=dtype, device=device), checkpoint)
+
+
+class Model:
+    """A loaded model. Made by :func:`load`."""
+
+    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
+        self.network = network
+        self.name = checkpoint.origin
+        self.generation_config: Mapping[str, Any] = checkpoint.generation
+        self._tokenizer = checkpoint.tokenizer
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Shapes and special tokens."""
+        return self.network.spec
+
+    @property
+    def counters(self) -> Counters:
+        """What was really run since the model was loaded."""
+        return self.network.counters
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; :class:`UsageError` where it has none."""
+        if self._tokenizer is None:
+            raise UsageError(f"{self.name} has no tokenizer; work with token ids instead of text.")
+        return self._tokenizer
+
+    def __repr__(self) -> str:
+        weights = f"{self.spec.parameters / 1e6:.1f}M parameters"
+        return f"Model({self.name!r}, {self.spec.family}, {weights}, {self.network.dtype})"
+
+    # Encoding
+
+    def encode(self, source: Source, *, language: str | None = None) -> Memory:
+        """One encoder pass: ``source`` as a memory, to attend to as often as one likes.
+
+        A text encoder takes a string, a :class:`~pathlib.Path` to a text file, or token ids; an
+        audio encoder takes a path, the bytes of a file, a file object, or samples at 16 kHz.
+        ``language`` is the source language of translation models that have a token for it.
+
+        Raises :class:`~xattn.errors.SourceError` where the source is missing, unreadable, empty or
+        longer than one memory holds.
+        """
+        return self.encode_batch([source], language=language)[0]
+
+    def encode_batch(
+        self, sources: Sequence[Source], *, language: str | None = None
+    ) -> list[Memory]:
+        """One memory per source; texts share one padded encoder pass."""
+        encoder = self.spec.encoder
+        if encoder is None:
+            raise UsageError(
+                f"{self.name} is a decoder-only model: it has no encoder. Use generate(prompt=…)."
+            )
+        if encoder.modality == "audio":
+            require(
+                language is None,
+                "language",
+                "left out for audio (it belongs to generate)",
+                language,
+            )
+            return [encode_audio(self.network, read_audio(source)) for source in sources]
+        if all(_is_token_ids(source) for source in sources):
+            return encode_token_ids(self.network, sources)
+        texts = [TextSource(_text_of(source), language) for source in sources]
+        return encode_texts(self.network, self._tokenizer, texts)
+
+    # Generating
+
+    def generate(
+        self,
+        memory: Memory | Sequence[Memory] | Source | None = None,
+        prompt: Prompt | None = None,
+        *,
+        form: Form = "materialized",
+        language: str | None = None,
+        target_language: str | None = None,
+        task: str = "transcribe",
+        word_timestamps: bool = False,
+        **settings: Any,
+    ) -> Generation:
+        """Decode, attending to one memory, or to several at once.
+
+        Several memories are attended to as one: softmax over all their positions, exactly, whatever
+        their order. Anything that is not a memory is encoded first. ``prompt`` is what the decoder
+        continues: a prefix of the target, or all the input of a decoder-only model, as text, token
+        ids, or chat messages. ``form`` is how cross-attention reads a memory, ``"materialized"``
+        (keys and values per layer) or ``"absorbed"`` (the states themselves, for all layers).
+
+        ``language`` is the source language (translation) or the spoken one (Whisper; detected where
+        None); ``target_language`` the one to translate into; ``task`` and ``word_timestamps`` are
+        Whisper's. ``settings`` are those of :class:`~xattn.decoding.settings.Settings`, under the
+        names transformers uses, on top of the checkpoint's own.
+
+        Raises :class:`~xattn.errors.UsageError` for a setting out of its bounds.
+        """
+        memories = self._memories(memory, language)
+        request, resolved = self._request(
+            memories, prompt, self._settings(settings), language, target_language, task
+        )
+        hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
+        answer = self._generation(hypotheses)
+        if not word_timestamps:
+            return answer
+        bound = "True only with one memory of an audio model"
+        require(self._reads_audio and len(memories) == 1, "word_timestamps", bound, word_timestamps)
+        start = speech_start(self.network, self._whisper, memories[0], language, task)
+        words = spoken_words(self.network, self._whisper, memories[0], start, answer.tokens)
+        return replace(answer, words=words)
+
+    def generate_batch(
+        self,
+        memories: Sequence[Memory | Sequence[Memory] | Source] | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        *,
+        form: Form = "materialized",
+        language: str | None = None,
+        target_language: str | None = None,
+        task: str = "transcribe",
+        **settings: Any,
+    ) -> list[Generation]:
+        """Many requests in one batch, with memories and prompts of any lengths.
+
+        Entry j answers ``memories[j]`` and ``prompts[j]``, each as in :meth:`generate`. Requests
+        that name the same memory share it. Texts that are not encoded yet are encoded together.
+        """
+        if memories is None and prompts is None:
+            raise UsageError("`memories` or `prompts` must be given, but both are None instead.")
+        count = len(memories if memories is not None else prompts or ())
+        if memories is not None and prompts is not None:
+            bound = f"as long as memories ({count})"
+            require(len(prompts) == count, "prompts", bound, len(prompts))
+        held = self._memories_of_batch(memories, language) if memories is not None else [()] * count
+        wanted = list(prompts) if prompts is not None else [None] * count
+        given = self._settings(settings)
+        pairs = [
+            self._request(memory, prompt, given, language, target_language, task)
+            for memory, prompt in zip(held, wanted, strict=True)
+        ]
+        if not pairs:
+            return []
+        requests, resolved = [request for request, _ in pairs], pairs[0][1]
+        answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
+        return [self._generation(hypotheses) for hypotheses in answers]
+
+    def stream(
+        self,
+        memory: Memory | Sequence[Memory] | Source | None = None,
+        prompt: Prompt | None = None,
+        *,
+        unit: Unit = "words",
+        form: Form = "materialized",
+        language: str | None = None,
+        target_language: str | None = None,
+        task: str = "transcribe",
+        **settings: Any,
+    ) -> Iterator[str]:
+        """The text as it is decoded, in whole words or characters; the pieces join to the answer.
+
+        Arguments are those of :meth:`generate`, without beams, and are checked before this returns.
+        """
+        given = self._settings({"num_beams": 1, **settings})
+        memories = self._memories(memory, language)
+        request, resolved = self._request(memories, prompt, given, language, target_language, task)
+        pieces = TextStream(self.tokenizer, unit)
+        tokens = stream(self.network, request, resolved, self._tokenizer, form=form)
+        return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings))
+
+    @staticmethod
+    def _pieces(tokens: Iterator[int], text: TextStream, stop: StopFilter) -> Iterator[str]:
+        for token in tokens:
+            if piece := stop.push(text.push(token)):
+                yield piece
+        if piece := stop.push(text.finish()) + stop.finish():
+            yield piece
+
+    # Speech
+
+    def transcribe(
+        self,
+        source: Source,
+        *,
+        sample_rate: int | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Transcript:
+        """Transcribe a recording of any length with a Whisper model.
+
+        ``source`` is a path, the bytes of a file, a file object, or samples at ``sample_rate``
+        (16 kHz if not given). ``options`` are those of faster-whisper, see
+        :class:`~xattn.decoding.transcription_settings.TranscriptionSettings`. ``progress`` is told
+        the seconds done and the seconds in all after each window.
+
+        Each window of 30 s is encoded once, whatever beams, temperatures and languages are tried.
+        """
+        return self.transcribe_segments(
+            source, sample_rate=sample_rate, progress=progress, **options
+        ).finish()
+
+    def transcribe_segments(
+        self,
+        source: Source,
+        *,
+        sample_rate: int | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Transcription:
+        """Like :meth:`transcribe`, as an iterator over segments that are yielded when found."""
+        settings = TranscriptionSettings.resolve(**options)
+        recording = read_audio(source, sample_rate=sample_rate)
+
+        def encode(window: Window) -> Memory:
+            return encode_mel_window(
+                self.network,
+                window.mel_MF,
+                mel_window_key(self.network, window.mel_MF),
+                label=recording.label,
+                seconds=window.frames / FRAMES_PER_SECOND,
+                start_seconds=window.start_seconds,
+            )
+
+        return Transcription(
+            self.network, self.tokenizer, recording, settings, encode=encode, progress=progress
+        )
+
+    def detect_language(self, memory: Memory) -> dict[str, float]:
+        """Probability of each spoken language, on a memory and without an encoder pass (Whisper).
+
+        Empty for an English-only model.
+        """
+        if not self._whisper.multilingual:
+            return {}
+        return HeardWindow(self.network, memory).languages(self._whisper)
+
+    def start_tokens(
+        self, memory: Memory, *, language: str | None = None, task: str = "transcribe"
+    ) -> tuple[int, ...]:
+        """Decoder tokens that :meth:`generate` puts before a transcript or translation."""
+        if self._reads_audio:
+            return speech_start(self.network, self._whisper, memory, language, task).tokens
+        return (self._decoder_start,)
+
+    # Looking
+
+    def cross_attention(
+        self,
+        memory: Memory,
+        tokens: Sequence[int],
+        *,
+        heads: Sequence[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        """Weights ``[A, T, S]`` with which decoder ``tokens`` read ``memory``, per (layer, head).
+
+        Recomputed for these heads only, in one teacher-forced pass and without an encoder pass.
+        ``heads`` defaults to the alignment heads of the checkpoint, else to all.
+        """
+        attention = self.spec.decoder.cross_attention
+        if attention is None:
+            raise UsageError(f"{self.name} is a decoder-only model: it attends to no memory.")
+        placed = [i for i, crosses in enumerate(self.spec.decoder.placement.layers) if crosses]
+        every = [(layer, head) for layer in placed for head in range(attention.heads)]
+        chosen = list(heads or self.spec.alignment_heads or every)
+        state = self.network.start([[memory]])
+        ids = torch.tensor([self._check_tokens([int(token) for token in tokens])])
+        return self.network.cross_weights(ids, state, chosen)[0]
+
+    # Inside
+
+    def _memories(self, memory: Any, language: str | None) -> tuple[Memory, ...]:
+        if memory is None:
+            return ()
+        return self._memories_of_batch([memory], language)[0]
+
+    def _memories_of_batch(
+        self, entries: Sequence[Any], language: str | None
+    ) -> list[tuple[Memory, ...]]:
+        """Each entry as memories; sources among them are encoded in one call."""
+        groups = [_entry_items(entry) for entry in entries]
+        raw = [item for group in groups for item in group if not isinstance(item, Memory)]
+        source_language = None if self._reads_audio else language
+        encoded = iter(self.encode_batch(raw, language=source_language) if raw else ())
+        return [
+            tuple(item if isinstance(item, Memory) else next(encoded) for item in group)
+            for group in groups
+        ]
+
+    @cached_property
+    def _whisper(self) -> WhisperTokens:
+        return WhisperTokens(self.tokenizer, self.spec.decoder.vocab_size)
+
+    @property
+    def _reads_audio(self) -> bool:
+        return self.spec.encoder is not None and self.spec.encoder.modality == "audio"
+
+    def _settings(self, given: Mapping[str, Any]) -> Settings:
+        return Settings.resolve(self.generation_config, **given)
+
+    def _request(
+        self,
+        memories: tuple[Memory, ...],
+        prompt: Prompt | None,
+        settings: Settings,
+        language: str | None,
+        target_language: str | None,
+        task: str,
+    ) -> tuple[Request, Settings]:
+        """What to decode, and how; languages become tokens here."""
+        if self.spec.encoder is None:
+            require(not memories, "memory", "left out for a decoder-only model", memories)
+            return Request(tuple(self._prompt_tokens(prompt))), settings
+        if not memories:
+            raise UsageError(f"{self.name} is an encoder-decoder: `memory` must be given.")
+        if target_language is not None:
+            settings = replace(settings, forced_bos_token_id=self._language_token(target_language))
+        start = self.start_tokens(memories[0], language=language, task=task)
+        ids = [] if prompt is None else self._target_prefix(prompt)
+        if ids and ids[0] == self._decoder_start:
+            return Request(tuple(ids), memories), settings
+        return Request((*start, *ids), memories), settings
+
+    @property
+    def _decoder_start(self) -> int:
+        start = self.spec.tokens.decoder_start
+        assert start is not None
+        return start
+
+    def _language_token(self, language: str) -> int:
+        languages = self.tokenizer.languages
+        if not languages:
+            raise UsageError(
+                f"{self.name} has no language tokens, so `target_language` must be left out; "
+                "its language is fixed, or named in the source text."
+            )
+        require(
+            language in languages, "target_language", f"one of {', '.join(languages)}", language
+        )
+        return languages[language]
+
+    def _target_prefix(self, prompt: Prompt) -> list[int]:
+        """Decoder tokens after the start token."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode_plain(prompt).ids
+        elif _is_token_ids(prompt):
+            ids = [int(token) for token in prompt]  # type: ignore[arg-type]
+        else:
+            raise UsageError(
+                "`prompt` must be text or token ids for an encoder-decoder, "
+                f"but is {type(prompt).__name__} instead."
+            )
+        if not ids:
+            raise PromptError("the prompt has 0 tokens; leave it out, or give at least 1.")
+        return self._check_tokens(ids)
+
+    def _prompt_tokens(self, prompt: Prompt | None) -> list[int]:
+        """All tokens that a decoder-only model continues."""
+        if prompt is None:
+            raise PromptError(f"{self.name} is a decoder-only model: `prompt` must be given.")
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt).ids if prompt else []
+        elif _is_token_ids(prompt):
+            ids = [int(token) for token in prompt]  # type: ignore[arg-type]
+        else:
+            ids = self.tokenizer.chat(prompt)  # type: ignore[arg-type]
+        if not ids:
+            raise PromptError("the prompt has 0 tokens; a decoder-only model needs at least 1.")
+        return self._check_tokens(ids)
+
+    def _check_tokens(self, ids: list[int]) -> list[int]:
+        vocab_size = self.spec.decoder.vocab_size
+        strange = next((i for i in ids if not 0 <= i < vocab_size), None)
+        require(strange is None, "prompt", f"token ids from 0 to {vocab_size - 1}", strange)
+        return ids
+
+    def _generation(self, hypotheses: Sequence[Hypothesis]) -> Generation:
+        first, *others = [
+            Generation(
+                text=self._text(hypothesis),
+                tokens=hypothesis.tokens,
+                score=hypothesis.score,
+                finish=hypothesis.finish,
+                logprobs=hypothesis.logprobs,
+                top_logprobs=hypothesis.top_logprobs,
+            )
+            for hypothesis in hypotheses
+        ]
+        return replace(first, alternatives=tuple(others))
+
+    def _text(self, hypothesis: Hypothesis) -> str:
+        if hypothesis.text is not None:
+            return hypothesis.text
+        return "" if self._tokenizer is None else self._tokenizer.decode(hypothesis.tokens)
+
+
+def _is_token_ids(value: object) -> bool:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
+
+
+def _entry_items(entry: Any) -> list[Any]:
+    """A sequence of memories (and sources) is several at once; anything else is one."""
+    if isinstance(entry, list | tuple) and any(isinstance(item, Memory) for item in entry):
+        return list(entry)
+    return [entry]
+
+
+def _text_of(source: object) -> str:
+    if isinstance(source, str):
+        return source
+    if isinstance(source, Path):
+        try:
+            return source.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"{source}: no such file.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableSourceError(f"{source}: not readable as UTF-8 text: {error}") from error
+    raise UsageError(
+        "a source must be text, a Path to a text file, or token ids for this encoder, "
+        f"but is {type(source).__name__} instead."
+    )

@@ -1,0 +1,145 @@
+"""Records in and out: ids, resume after a stop, and what a failure leaves behind."""
+
+import io
+import json
+
+import pytest
+
+from xattn.cli.jsonl import finished_ids, read_records, run_records
+from xattn.errors import InvalidSourceError, SourceNotFoundError, UsageError
+
+
+def jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def loaded(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def upper(records):
+    return [{"upper": record["text"].upper()} for record in records]
+
+
+def test_ids_default_to_line_numbers_and_blank_lines_are_passed_over(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "a"}\n\n{"id": "x", "text": "b"}\n{"text": "c"}\n')
+    assert [record["id"] for record in read_records(str(path), ["text"])] == [1, "x", 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"text": "a"}\nnot json\n', ["line 2", "not JSON"]),
+        ("[1]\n", ["line 1", "must be a JSON object"]),
+        ('{"txt": "a"}\n', ["line 1", "'text' or 'prompt'", "txt"]),
+        ('{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}\n', ["line 2", "repeats the id 1"]),
+        ('{"id": 2, "text": "a"}\n{"text": "b"}\n', ["line 2", "repeats the id 2"]),
+        ('{"id": [1], "text": "a"}\n', ["line 1", "'id' must be"]),
+    ],
+)
+def test_a_bad_line_is_named_before_any_work(tmp_path, text, words):
+    path = tmp_path / "in.jsonl"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_records(str(path), ["text", "prompt"])
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SourceNotFoundError, match=r"none\.jsonl"):
+        read_records(str(tmp_path / "none.jsonl"), ["text"])
+
+
+def test_records_may_come_from_stdin(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO('{"text": "ä"}\n'.encode())))
+    assert read_records("-", ["text"]) == [{"id": 1, "text": "ä"}]
+
+
+def test_results_join_the_fields_of_their_record(tmp_path):
+    output = tmp_path / "deep" / "out.jsonl"
+    records = [{"id": 1, "text": "ä", "reference": "kept"}]
+    assert run_records(records, str(output), upper) == 0
+    assert loaded(output) == [{"id": 1, "text": "ä", "reference": "kept", "upper": "Ä"}]
+    assert "ä" in output.read_text()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_resume_does_only_what_is_missing(tmp_path, batch_size):
+    records = [{"id": n, "text": f"t{n}"} for n in range(5)]
+    output = jsonl(tmp_path / "out.jsonl", [{"id": 3, "upper": "T3"}, {"id": 0, "upper": "T0"}])
+    seen = []
+
+    def work(batch):
+        seen.extend(record["id"] for record in batch)
+        return upper(batch)
+
+    run_records(records, str(output), work, batch_size=batch_size)
+    assert seen == [1, 2, 4]
+    assert sorted(record["id"] for record in loaded(output)) == [0, 1, 2, 3, 4]
+
+
+def test_every_cut_of_the_last_line_is_survived(tmp_path):
+    """A run killed at any byte of its last line ends, when run again, with the same output."""
+    records = [{"id": f"é{n}", "text": f"text {n}"} for n in range(2)]
+    whole = tmp_path / "whole.jsonl"
+    run_records(records, str(whole), upper)
+    content = whole.read_bytes()
+    first = content.index(b"\n") + 1
+    for cut in range(first, len(content) + 1):
+        output = tmp_path / f"{cut}.jsonl"
+        output.write_bytes(content[:cut])
+        run_records(records, str(output), upper)
+        assert output.read_bytes() == content, f"cut at byte {cut} of {len(content)}"
+
+
+def test_a_bad_line_inside_the_output_is_not_taken_for_a_cut(tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match="line 2"):
+        finished_ids(output)
+    assert output.read_bytes() == before
+
+
+def test_an_output_of_something_else_is_left_alone(tmp_path):
+    output = jsonl(tmp_path / "notes.jsonl", [{"note": "mine"}])
+    with pytest.raises(UsageError, match="has no 'id'"):
+        run_records([{"id": 1, "text": "a"}], str(output), upper)
+    assert loaded(output) == [{"note": "mine"}]
+
+
+def test_each_record_is_on_disk_before_the_next_batch(tmp_path):
+    output = tmp_path / "out.jsonl"
+    lines_before = []
+
+    def work(batch):
+        lines_before.append(len(output.read_text().splitlines()))
+        return upper(batch)
+
+    run_records([{"id": n, "text": "a"} for n in range(4)], str(output), work, batch_size=2)
+    assert lines_before == [0, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_record_that_fails_is_named_left_out_and_tried_again(tmp_path, capsys, batch_size):
+    records = [{"id": name, "text": name} for name in "abc"]
+    output = tmp_path / "out.jsonl"
+
+    def picky(batch):
+        for record in batch:
+            if record["text"] == "b":
+                raise InvalidSourceError("the source\nis empty")
+        return upper(batch)
+
+    assert run_records(records, str(output), picky, batch_size=batch_size) == 1
+    assert [record["id"] for record in loaded(output)] == ["a", "c"]
+    assert capsys.readouterr().err == "xattn: error: record 'b': the source is empty\n"
+    assert run_records(records, str(output), upper) == 0
+    assert [record["id"] for record in loaded(output)] == ["a", "c", "b"]
+
+
+def test_without_an_output_file_records_go_to_stdout(capsys):
+    run_records([{"id": 1, "text": "a"}], "-", upper)
+    assert json.loads(capsys.readouterr().out) == {"id": 1, "text": "a", "upper": "A"}

@@ -1,0 +1,139 @@
+"""The object that users hold, on tiny models: what it takes, and what it says of the rest."""
+
+import re
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import xattn
+from xattn.errors import InvalidSourceError, PromptError, SourceNotFoundError, UsageError
+
+SOURCE = [5, 9, 12, 7, 2]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    made = {}
+
+    def get(name: str) -> xattn.Model:
+        if name not in made:
+            directory = tmp_path_factory.mktemp(name)
+            tiny.make(name, directory)
+            made[name] = xattn.load(directory)
+        return made[name]
+
+    return get
+
+
+def test_public_names_are_these():
+    assert set(xattn.__all__) == {
+        *("Generation", "Memory", "MemoryKey", "Model", "Segment", "Span", "Transcript", "Word"),
+        *("DecoderSpec", "EncoderSpec", "ModelSpec", "__version__", "load"),
+        *("AbsorptionError", "CheckpointError", "CorruptCheckpointError", "InvalidSourceError"),
+        *("MissingExtraError", "ModelNotFoundError", "OfflineError", "PromptError", "SourceError"),
+        *("SourceNotFoundError", "TensorError", "UnreadableSourceError", "UnsafeCheckpointError"),
+        *("UnsupportedModelError", "UsageError", "XattnError"),
+    }
+    for name in xattn.__all__:
+        assert getattr(xattn, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        xattn.laod  # noqa: B018
+
+
+def test_token_ids_are_encoded_without_a_tokenizer(load):
+    model = load("bart")
+    memory = model.encode(SOURCE)
+    assert len(memory) == len(SOURCE)
+    assert memory.modality == "text"
+    assert model.encode(np.array(SOURCE).tolist()).key == memory.key
+    assert model.encode(SOURCE[:-1]).key != memory.key
+    answer = model.generate(memory, max_new_tokens=5)
+    assert answer.tokens == model.generate(SOURCE, max_new_tokens=5).tokens
+    assert answer.text == ""
+
+
+def test_a_batch_shares_what_is_the_same(load):
+    model = load("bart")
+    a, b = model.encode_batch([SOURCE, SOURCE[::-1]])
+    before = vars(model.counters).copy()
+    answers = model.generate_batch([a, b, a, [a, b]], max_new_tokens=4)
+    assert model.counters.encoder_passes == before["encoder_passes"]
+    # a and b, and b once more as the second memory of the last request.
+    assert model.counters.projections - before["projections"] <= 3
+    assert answers[0].tokens == answers[2].tokens == model.generate(a, max_new_tokens=4).tokens
+    assert answers[3].tokens == model.generate([b, a], max_new_tokens=4).tokens
+
+
+def test_a_prompt_is_a_prefix_of_the_target(load):
+    model = load("bart")
+    whole = model.generate(SOURCE, max_new_tokens=6)
+    prefix = list(whole.tokens[:2])
+    assert model.generate(SOURCE, prefix, max_new_tokens=4).tokens == whole.tokens[2:]
+    start = model.spec.tokens.decoder_start
+    assert model.generate(SOURCE, [start, *prefix], max_new_tokens=4).tokens == whole.tokens[2:]
+
+
+def test_alternatives_come_best_first(load):
+    answer = load("bart").generate(SOURCE, num_beams=4, num_return_sequences=3, max_new_tokens=5)
+    scores = [answer.score, *(other.score for other in answer.alternatives)]
+    assert scores == sorted(scores, reverse=True)
+    assert len({answer.tokens, *(other.tokens for other in answer.alternatives)}) == 3
+
+
+def test_cross_attention_sums_to_one_for_every_head(load):
+    model = load("bart")
+    weights = model.cross_attention(model.encode(SOURCE), [2, 5, 6])
+    assert weights.shape == (2 * 4, 3, len(SOURCE))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "error", "said"),
+    [
+        ("bart", lambda m: m.generate(), UsageError, "`memory` must be given"),
+        ("bart", lambda m: m.generate("text"), UsageError, "has no tokenizer"),
+        ("bart", lambda m: m.generate(SOURCE, []), PromptError, "prompt has 0 tokens"),
+        ("bart", lambda m: m.generate(SOURCE, [5] * 64), PromptError, "64"),
+        ("bart", lambda m: m.generate(SOURCE, [99]), UsageError, "from 0 to 98"),
+        ("bart", lambda m: m.generate(SOURCE, {"a": 1}), UsageError, "text or token ids"),
+        ("bart", lambda m: m.encode([]), InvalidSourceError, "0 tokens"),
+        ("bart", lambda m: m.encode([5] * 65), InvalidSourceError, "65 tokens.* 64 positions"),
+        ("bart", lambda m: m.encode([100]), UsageError, "from 0 to 98"),
+        ("bart", lambda m: m.encode(3.5), UsageError, "but is float"),
+        ("bart", lambda m: m.generate(SOURCE, num_beam=2), UsageError, "num_beams"),
+        ("bart", lambda m: m.generate(SOURCE, form="folded"), UsageError, "`form` must be"),
+        ("bart", lambda m: m.generate(SOURCE, target_language="de"), UsageError, "tokenizer"),
+        ("bart", lambda m: m.generate(SOURCE, word_timestamps=True), UsageError, "audio"),
+        ("bart", lambda m: m.transcribe(np.zeros(800)), UsageError, "tokenizer"),
+        (
+            "bart",
+            lambda m: m.cross_attention(m.encode(SOURCE), [2], heads=[(9, 0)]),
+            UsageError,
+            "heads",
+        ),
+        ("bart", lambda m: m.stream(SOURCE, num_beams=3), UsageError, "tokenizer|num_beams"),
+        ("llama", lambda m: m.generate(), PromptError, "`prompt` must be given"),
+        ("llama", lambda m: m.generate(prompt=[]), PromptError, "0 tokens"),
+        ("llama", lambda m: m.generate(prompt=[5] * 200), PromptError, "128"),
+        ("llama", lambda m: m.encode([5]), UsageError, "decoder-only"),
+        ("llama", lambda m: m.generate([5], prompt=[5]), UsageError, "decoder-only"),
+        ("whisper", lambda m: m.encode("nope.wav"), SourceNotFoundError, "nope.wav"),
+        ("whisper", lambda m: m.encode(np.zeros(16000)), InvalidSourceError, "0.6 s"),
+        ("whisper", lambda m: m.encode(np.zeros(0)), InvalidSourceError, "no samples|empty"),
+    ],
+)
+def test_what_is_not_taken_is_said(load, name, call, error, said):
+    with pytest.raises(error, match=said) as caught:
+        call(load(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_memory_of_another_model_is_refused(load):
+    foreign = load("t5").encode(SOURCE)
+    wide = xattn.Memory(
+        states_SD=torch.zeros(5, 48), key=foreign.key, spans=foreign.spans, label="wide"
+    )
+    with pytest.raises(UsageError, match=re.escape("width 48")):
+        load("bart").generate(wide)
