@@ -34,6 +34,8 @@ def encode_texts(
 ) -> list[Memory]:
     """One memory per text, in one padded encoder pass.
 
+    Texts are encoded in their canonical form (NFC), and the spans count its characters.
+
     Raises :class:`InvalidSourceError` where a text is empty or has more tokens than the encoder
     has positions, :class:`UsageError` for a language that the tokenizer does not know.
     """
@@ -44,23 +46,21 @@ def encode_texts(
         )
     ids: list[list[int]] = []
     spans: list[list[Span]] = []
-    identities: list[str] = []
+    keys: list[MemoryKey] = []
+    labels: list[str] = []
     for source in sources:
+        text = canonical_text(source.text)
+        if not text.strip():
+            raise InvalidSourceError(f"the source text is empty ({text!r}); nothing to encode.")
         side = tokenizer if source.language is None else tokenizer.for_language(source.language)
-        encoded = side.encode(source.text)
+        encoded = side.encode(text)
         ids.append(encoded.ids)
-        spans.append([Span(start, end, "characters") for start, end in encoded.offsets])
-        identities.append(side.identity)
-        if not source.text.strip():
-            raise InvalidSourceError(
-                f"the source text is empty ({source.text!r}); nothing to encode."
-            )
-    texts = [canonical_text(source.text) for source in sources]
-    keys = [
-        _key(network, digest_of(text.encode()), f"{TEXT_PREPROCESSING} {identity}")
-        for text, identity in zip(texts, identities, strict=True)
-    ]
-    return _encode_ids(network, ids, keys, spans, [_label(text) for text in texts])
+        spans.append(encoded.spans)
+        keys.append(
+            _key(network, digest_of(text.encode()), f"{TEXT_PREPROCESSING} {side.identity}")
+        )
+        labels.append(_label(text))
+    return _encode_ids(network, ids, keys, spans, labels)
 
 
 def encode_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> list[Memory]:

@@ -134,7 +134,7 @@ class FeedForward(nn.Module):
 def empty_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding table to be filled from a checkpoint.
 
-    The ordinary constructor draws random weights, which on the meta device imports torch's compiler:
-    a second of every load.
+    The ordinary constructor draws random weights, which on the meta device imports torch's
+    compiler: a second of every load.
     """
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)

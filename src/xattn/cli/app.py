@@ -1,0 +1,60 @@
+"""The command tree: ``xattn COMMAND``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xattn import __version__
+from xattn.cli import config, doctor, generate, models, transcribe, translate
+from xattn.cli.console import print_line
+from xattn.cli.failures import BAD_USAGE
+from xattn.cli.settings import collect, find_files, known_settings, read_file
+
+HELP_FLAGS = ["-h", "--help"]
+
+
+def build() -> Any:
+    """The root command."""
+    app = typer.Typer(
+        help="Cross-attention models: encode once, attend everywhere.",
+        context_settings={"help_option_names": HELP_FLAGS},
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(root)
+    for command in (
+        transcribe.transcribe,
+        translate.translate,
+        generate.generate,
+        models.models,
+        doctor.doctor,
+    ):
+        app.command()(command)
+    config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
+    config_app.command()(config.show)
+    app.add_typer(config_app, name="config")
+    return typer.main.get_command(app)
+
+
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Cross-attention models: encode once, attend everywhere."""
+    if version:
+        print_line(f"xattn {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print_line(ctx.get_help())
+        raise typer.Exit(BAD_USAGE)
+    if set(HELP_FLAGS) & set(ctx.obj):
+        return  # a file with a mistake must not stand between a user and the right name
+    known = known_settings(ctx.command)
+    files = [read_file(path, known) for path in find_files(Path.cwd(), os.environ)]
+    found = collect(known, files, os.environ)
+    ctx.obj = found
+    ctx.default_map = {
+        command: {name: setting.value for name, setting in settings.items()}
+        for command, settings in found.items()
+    }

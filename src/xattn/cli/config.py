@@ -1,0 +1,48 @@
+"""``xattn config show``: each value, and where it came from."""
+
+from typing import Any
+
+import typer
+
+from xattn.cli.console import print_json, print_table
+from xattn.cli.options import Json
+from xattn.cli.settings import known_settings
+
+
+def show(ctx: typer.Context, json: Json = False) -> None:
+    """Print each setting, its value, and where that came from.
+
+    Flags beat XATTN_* variables beat the nearest xattn.toml upward beat
+    ~/.config/xattn/config.toml beat defaults. A value that is unset is the library's
+    or the checkpoint's own.
+    """
+    rows = _effective(ctx)
+    if json:
+        print_json({"settings": rows})
+        return
+    print_table(
+        ("setting", "value", "from"),
+        [(f"{row['command']}.{row['name']}", _text(row["value"]), row["source"]) for row in rows],
+    )
+
+
+def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
+    """One row for each option of each command; a bad value raises as it would in that command."""
+    root: Any = ctx.find_root()
+    rows = []
+    for command, options in known_settings(root.command).items():
+        child = root.command.commands[command]
+        values = child.make_context(command, [], parent=root).params
+        for name in options:
+            setting = root.obj[command].get(name)
+            source = setting.source if setting else "default"
+            rows.append({"command": command, "name": name, "value": values[name], "source": source})
+    return rows
+
+
+def _text(value: Any) -> str:
+    if value in (None, "", ()):
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

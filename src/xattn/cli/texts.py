@@ -1,0 +1,92 @@
+"""Where the texts of ``translate`` and ``generate`` come from, and where their results go."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from xattn.cli.console import print_json, print_line
+from xattn.cli.failures import FAILED
+from xattn.cli.jsonl import Record, read_records, run_records
+from xattn.errors import UnreadableSourceError, UsageError
+
+if TYPE_CHECKING:
+    from xattn.generation import Generation
+
+Work = Callable[[Sequence[Record]], Sequence[Record]]
+"""Input records -> the fields that each result adds."""
+
+
+def run_jsonl(
+    jsonl: str, output: str, work: Work, *, fields: Sequence[str], batch_size: int
+) -> None:
+    """Work through a file of records; exit code 1 if some failed."""
+    failed = run_records(read_records(jsonl, fields), output, work, batch_size=batch_size)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def run_texts(
+    texts: Sequence[str], work: Work, *, field: str, result_field: str, json: bool
+) -> None:
+    """One result for each text (``-``: each line of stdin), as text or as one JSON document."""
+    results = []
+    for text in read_texts(texts):
+        record: Record = {field: text}
+        [result] = work([record])
+        if json:
+            results.append(record | result)
+        else:
+            print_line(as_text(result, result_field))
+    if json:
+        single = len(texts) == 1 and texts[0] != "-"
+        print_json(results[0] if single else results)
+
+
+def read_texts(texts: Sequence[str]) -> Iterator[str]:
+    """``texts``, with ``-`` replaced by the lines of stdin as they arrive."""
+    for text in texts:
+        if text != "-":
+            yield text
+            continue
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise UnreadableSourceError(
+                    f"stdin line {number} is not UTF-8: {error}."
+                ) from error
+
+
+def require_one_input(given: Sequence[str] | None, jsonl: str | None, *, what: str) -> None:
+    """Exactly one of arguments and ``--jsonl``; raises :class:`UsageError`."""
+    if given and jsonl is not None:
+        raise UsageError(f"give either {what} or --jsonl, not both.")
+    if not given and jsonl is None:
+        raise UsageError(f"nothing to do: give {what}, or - to read stdin, or --jsonl FILE.")
+
+
+def as_record(generation: "Generation", *, field: str, logprobs: bool) -> Record:
+    """What a generation says, as JSON; its text under the name ``field``."""
+    record: Record = {
+        field: generation.text,
+        "score": generation.score,
+        "finish": generation.finish,
+        "tokens": list(generation.tokens),
+    }
+    if logprobs:
+        record["logprobs"] = list(generation.logprobs)
+    if generation.top_logprobs:
+        record["top_logprobs"] = [[list(pair) for pair in step] for step in generation.top_logprobs]
+    if generation.alternatives:
+        record["alternatives"] = [
+            as_record(other, field=field, logprobs=logprobs) for other in generation.alternatives
+        ]
+    return record
+
+
+def as_text(record: Record, field: str) -> str:
+    """The text of a result, and of its alternatives below it."""
+    texts = [record[field], *(other[field] for other in record.get("alternatives", ()))]
+    return "\n".join(texts)
