@@ -32,7 +32,7 @@ from xattn.generation import Generation
 from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.memory import Memory
-from xattn.models.build import build
+from xattn.models.build import build, require_device
 from xattn.models.encode import (
     TextSource,
     encode_audio,
@@ -67,8 +67,10 @@ def load(
     ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. With ``offline``
     the network is never touched.
 
-    Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint.
+    Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint, and
+    :class:`UsageError` for a device or dtype that is none.
     """
+    require_device(device)
     checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
     return Model(build(checkpoint, dtype=dtype, device=device), checkpoint)
 

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -63,15 +62,13 @@ def words(text):
     return re.findall(r"[a-z]+", text.lower())
 
 
-def test_help_is_quick_and_does_not_import_torch():
+def test_help_does_not_import_torch():
     code = (
         "import sys; from xattn.cli import main; main(['--help']); "
         "main(['transcribe', '--help']); sys.exit('torch' in sys.modules)"
     )
-    start = time.perf_counter()
     done = process(sys.executable, "-c", code)
-    # Half a second on an idle machine; other workers of pytest may share the cores.
-    assert time.perf_counter() - start < 2
+    assert done.returncode == 0
     assert b"transcribe" in done.stdout
 
 

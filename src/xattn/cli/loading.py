@@ -29,19 +29,6 @@ def _load(name: str, *, device: str, dtype: str, offline: bool, threads: int | N
 
     from xattn.model import load
 
-    _require_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     return load(name, dtype=dtype, device=device, offline=offline)
-
-
-def _require_device(name: str) -> None:
-    """Raise :class:`UsageError` unless torch can put a tensor on the device ``name``."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter: torch built without CUDA
-        raise UsageError(
-            f"`--device` must be one that `xattn doctor` lists, but is {name!r} instead."
-        ) from error

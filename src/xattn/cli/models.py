@@ -22,7 +22,7 @@ def models(json: Json = False) -> None:
         print_json({"models": rows})
         return
     print_table(
-        ("name", "family", "weights", "licence", "hub id", "package", "offline"),
+        ("name", "family", "size", "licence", "hub id", "package", "offline"),
         [
             (
                 row["name"],

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import TensorError, require
+from xattn.errors import TensorError, UsageError, require
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
@@ -36,6 +36,17 @@ def build(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu"
         if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
             module.clear(DTYPES[dtype], torch.device(device))
     return network.eval()
+
+
+def require_device(device: str) -> None:
+    """Raise :class:`UsageError` unless torch can put a tensor on ``device``."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"`device` must be one that `xattn doctor` lists, but is {device!r} instead: {reason}"
+        ) from error
 
 
 def check_weights(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from xattn.errors import UnsafeCheckpointError
 from xattn.inputs.text import Tokenizer
 from xattn.spec import ModelSpec
 
@@ -43,6 +44,21 @@ class Checkpoint:
     """Our name -> name a missing tensor would have in the file, for error messages."""
     unused: tuple[str, ...] = ()
     """Tensors of the file that nothing reads."""
+
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raise :class:`UnsafeCheckpointError` if ``path`` is a pickle, or a directory with one."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    pickle = next((file for file in files if file.suffix in PICKLE_SUFFIXES), None)
+    if pickle is not None:
+        raise UnsafeCheckpointError(
+            f"{pickle}: is a pickle, which can run any code when it is opened, and so is never "
+            "opened here; convert it to safetensors once, where you trust it, with transformers: "
+            "AutoModel.from_pretrained(DIRECTORY).save_pretrained(NEW_DIRECTORY)"
+        )
 
 
 class WeightTable:

@@ -1,7 +1,7 @@
 """Whisper (Radford et al. 2022): the BART tree before norms, an audio stem, a tied head."""
 
 from xattn.models.families import Family
-from xattn.models.families.bart import stack_names
+from xattn.models.families.bart_names import stack_names
 from xattn.models.families.config import Config, decoder_start, need, refuse, token_spec
 from xattn.models.weights import WeightTable
 from xattn.spec import (

@@ -3,8 +3,8 @@
 from importlib import import_module
 from pathlib import Path
 
-from xattn.errors import UnsafeCheckpointError, UnsupportedModelError
-from xattn.models.weights import Checkpoint
+from xattn.errors import UnsupportedModelError
+from xattn.models.weights import Checkpoint, refuse_pickles
 
 FORMATS = {
     "gguf": "a .gguf file, or a directory with one",
@@ -13,8 +13,6 @@ FORMATS = {
     "huggingface": "config.json with a model_type, and safetensors",
 }
 """Names of the modules, in the order they are tried, and what each looks for."""
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_checkpoint(path: Path, origin: str) -> Checkpoint:
@@ -29,19 +27,7 @@ def read_checkpoint(path: Path, origin: str) -> Checkpoint:
         if module.matches(path):
             checkpoint: Checkpoint = module.read(path, origin)
             return checkpoint
-    _refuse_pickles(path)
+    refuse_pickles(path)
     raise UnsupportedModelError(
         f"{path}: no checkpoint found there; looked for {'; '.join(FORMATS.values())}."
     )
-
-
-def _refuse_pickles(path: Path) -> None:
-    """Raise :class:`UnsafeCheckpointError` if ``path`` is a pickle, or a directory with one."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    pickle = next((file for file in files if file.suffix in _PICKLES), None)
-    if pickle is not None:
-        raise UnsafeCheckpointError(
-            f"{pickle}: is a pickle, which can run any code when it is opened, and so is never "
-            "opened here; convert it to safetensors once, where you trust it, with transformers: "
-            "AutoModel.from_pretrained(DIRECTORY).save_pretrained(NEW_DIRECTORY)"
-        )

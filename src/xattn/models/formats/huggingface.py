@@ -10,20 +10,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from xattn.errors import CorruptCheckpointError, UnsafeCheckpointError
+from xattn.errors import CorruptCheckpointError
 from xattn.inputs.tokenizers import load_tokenizer
 from xattn.models.families import family_of
 from xattn.models.network import Network
-from xattn.models.weights import Checkpoint, Weight, WeightTable
+from xattn.models.weights import Checkpoint, Weight, WeightTable, refuse_pickles
 from xattn.spec import ModelSpec
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def matches(path: Path) -> bool:
-    """A directory with a config.json that names a model type."""
+    """A directory with a config.json that names a model type, or that is no JSON at all."""
     config = path / "config.json"
-    return config.is_file() and b'"model_type"' in config.read_bytes()
+    return config.is_file() and (
+        b'"model_type"' in config.read_bytes() or (path / "model.safetensors").is_file()
+    )
 
 
 def read(path: Path, origin: str) -> Checkpoint:
@@ -99,7 +99,7 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
         if Path(name).name != name:
             raise CorruptCheckpointError(f"{index}: shard {name!r} is not in the directory itself.")
         if not file.is_file():
-            _refuse_pickles(path)
+            refuse_pickles(path)
             raise CorruptCheckpointError(f"{file}: the file is missing from the checkpoint.")
         tensors.update(_tensors_of(file))
     return tensors
@@ -122,16 +122,6 @@ def _tensors_of(file: Path) -> dict[str, Weight]:
     return {
         name: Weight(origin=name, shape=shape, load=loader(name)) for name, shape in shapes.items()
     }
-
-
-def _refuse_pickles(path: Path) -> None:
-    pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
-    if pickles:
-        raise UnsafeCheckpointError(
-            f"{path}: holds its weights in {pickles[0]}, a pickle, which can run any code and is "
-            "never opened; convert it once, where you trust it, with transformers: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
-        )
 
 
 def _flattened(weight: Weight) -> Weight:
