@@ -73,7 +73,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def recordings(limit: int) -> list[tuple[Path, str]]:
-    """Prompts that say something: (file, what it says), tones and single words left out."""
+    """Prompts that say something and fit one window: (file, what it says)."""
     if not TRANSCRIPTS.is_file():
         raise SystemExit(
             "no recordings; install them with: "
@@ -84,9 +84,15 @@ def recordings(limit: int) -> list[tuple[Path, str]]:
         for line in lines:
             name, _, said = line.strip().partition(": ")
             file = SOUNDS / f"{name}.wav"
-            if said and not line.startswith(";") and "[" not in said and file.is_file():
+            if said and not line.startswith(";") and "[" not in said and file.is_file() and seconds(file) <= 30:
                 pairs.append((file, said))
     return pairs[:limit]
+
+
+def seconds(file: Path) -> float:
+    import soundfile
+
+    return soundfile.info(file).duration
 
 
 def whisper(arguments: argparse.Namespace) -> dict[str, Any]:
