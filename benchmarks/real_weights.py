@@ -84,7 +84,13 @@ def recordings(limit: int) -> list[tuple[Path, str]]:
         for line in lines:
             name, _, said = line.strip().partition(": ")
             file = SOUNDS / f"{name}.wav"
-            if said and not line.startswith(";") and "[" not in said and file.is_file() and seconds(file) <= 30:
+            if (
+                said
+                and not line.startswith(";")
+                and "[" not in said
+                and file.is_file()
+                and seconds(file) <= 30
+            ):
                 pairs.append((file, said))
     return pairs[:limit]
 
