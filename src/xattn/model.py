@@ -4,14 +4,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from xattn.decoding.fallback import HeardWindow
+from xattn.decoding.prompts import Prompt, checked, target_prefix, token_ids_of, whole_prompt
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.search import decode, stream
 from xattn.decoding.settings import Settings
@@ -22,9 +21,6 @@ from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.errors import (
-    PromptError,
-    SourceNotFoundError,
-    UnreadableSourceError,
     UsageError,
     require,
 )
@@ -40,6 +36,7 @@ from xattn.models.encode import (
     encode_texts,
     encode_token_ids,
     mel_window_key,
+    text_of,
 )
 from xattn.models.formats import read_checkpoint
 from xattn.models.network import Counters, Network
@@ -47,8 +44,6 @@ from xattn.models.resolve import resolve
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
-"""Text, decoder token ids, or chat messages (``role`` and ``content``)."""
 Source = Any
 """Text or token ids for text encoders; a path, bytes, file object or array for audio encoders."""
 
@@ -136,9 +131,11 @@ class Model:
                 language,
             )
             return [encode_audio(self.network, read_audio(source)) for source in sources]
-        if all(_is_token_ids(source) for source in sources):
-            return encode_token_ids(self.network, sources)
-        texts = [TextSource(_text_of(source), language) for source in sources]
+        ids = [token_ids_of(source) for source in sources]
+        given = [row for row in ids if row is not None]
+        if len(given) == len(sources):
+            return encode_token_ids(self.network, given)
+        texts = [TextSource(text_of(source), language) for source in sources]
         return encode_texts(self.network, self._tokenizer, texts)
 
     # Generating
@@ -337,8 +334,8 @@ class Model:
         every = [(layer, head) for layer in placed for head in range(attention.heads)]
         chosen = list(heads or self.spec.alignment_heads or every)
         state = self.network.start([[memory]])
-        ids = torch.tensor([self._check_tokens([int(token) for token in tokens])])
-        return self.network.cross_weights(ids, state, chosen)[0]
+        ids = checked([int(token) for token in tokens], self.spec.decoder.vocab_size)
+        return self.network.cross_weights(torch.tensor([ids]), state, chosen)[0]
 
     # Inside
 
@@ -381,15 +378,16 @@ class Model:
         task: str,
     ) -> tuple[Request, Settings]:
         """What to decode, and how; languages become tokens here."""
+        vocab_size = self.spec.decoder.vocab_size
         if self.spec.encoder is None:
             require(not memories, "memory", "left out for a decoder-only model", memories)
-            return Request(tuple(self._prompt_tokens(prompt))), settings
+            return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size))), settings
         if not memories:
             raise UsageError(f"{self.name} is an encoder-decoder: `memory` must be given.")
         if target_language is not None:
             settings = replace(settings, forced_bos_token_id=self._language_token(target_language))
         start = self.start_tokens(memories[0], language=language, task=task)
-        ids = [] if prompt is None else self._target_prefix(prompt)
+        ids = [] if prompt is None else target_prefix(prompt, self._tokenizer, vocab_size)
         if ids and ids[0] == self._decoder_start:
             return Request(tuple(ids), memories), settings
         return Request((*start, *ids), memories), settings
@@ -412,41 +410,6 @@ class Model:
         )
         return languages[language]
 
-    def _target_prefix(self, prompt: Prompt) -> list[int]:
-        """Decoder tokens after the start token."""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode_plain(prompt).ids
-        elif _is_token_ids(prompt):
-            ids = [int(token) for token in prompt]  # type: ignore[arg-type]
-        else:
-            raise UsageError(
-                "`prompt` must be text or token ids for an encoder-decoder, "
-                f"but is {type(prompt).__name__} instead."
-            )
-        if not ids:
-            raise PromptError("the prompt has 0 tokens; leave it out, or give at least 1.")
-        return self._check_tokens(ids)
-
-    def _prompt_tokens(self, prompt: Prompt | None) -> list[int]:
-        """All tokens that a decoder-only model continues."""
-        if prompt is None:
-            raise PromptError(f"{self.name} is a decoder-only model: `prompt` must be given.")
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt).ids if prompt else []
-        elif _is_token_ids(prompt):
-            ids = [int(token) for token in prompt]  # type: ignore[arg-type]
-        else:
-            ids = self.tokenizer.chat(prompt)  # type: ignore[arg-type]
-        if not ids:
-            raise PromptError("the prompt has 0 tokens; a decoder-only model needs at least 1.")
-        return self._check_tokens(ids)
-
-    def _check_tokens(self, ids: list[int]) -> list[int]:
-        vocab_size = self.spec.decoder.vocab_size
-        strange = next((i for i in ids if not 0 <= i < vocab_size), None)
-        require(strange is None, "prompt", f"token ids from 0 to {vocab_size - 1}", strange)
-        return ids
-
     def _generation(self, hypotheses: Sequence[Hypothesis]) -> Generation:
         first, *others = [
             Generation(
@@ -467,30 +430,8 @@ class Model:
         return "" if self._tokenizer is None else self._tokenizer.decode(hypothesis.tokens)
 
 
-def _is_token_ids(value: object) -> bool:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return False
-    return all(isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
-
-
 def _entry_items(entry: Any) -> list[Any]:
     """A sequence of memories (and sources) is several at once; anything else is one."""
     if isinstance(entry, list | tuple) and any(isinstance(item, Memory) for item in entry):
         return list(entry)
     return [entry]
-
-
-def _text_of(source: object) -> str:
-    if isinstance(source, str):
-        return source
-    if isinstance(source, Path):
-        try:
-            return source.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise SourceNotFoundError(f"{source}: no such file.") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnreadableSourceError(f"{source}: not readable as UTF-8 text: {error}") from error
-    raise UsageError(
-        "a source must be text, a Path to a text file, or token ids for this encoder, "
-        f"but is {type(source).__name__} instead."
-    )

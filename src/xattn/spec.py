@@ -8,7 +8,7 @@ Axes: N memories, W queries that share one, S positions, H heads, K head width, 
 L layers, V vocabulary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from xattn.errors import AbsorptionError, require
@@ -270,8 +270,8 @@ class ModelSpec:
     encoder: EncoderSpec | None = None
     alignment_heads: tuple[tuple[int, int], ...] = ()
     """(layer, head) pairs whose cross-attention follows the audio (Whisper)."""
-    extras: dict[str, object] = field(default_factory=dict)
-    """What a family's input side needs beyond this (Whisper's language ids)."""
+    shared_embeddings: bool = True
+    """Encoder and decoder read one table, where both read tokens (Marian may have two)."""
 
     @property
     def parameters(self) -> int:
@@ -280,7 +280,7 @@ class ModelSpec:
         if self.encoder is not None:
             total += _encoder_parameters(self.encoder)
             shared = self.encoder.vocab_size == self.decoder.vocab_size
-            if shared and not self.extras.get("separate_embeddings"):
+            if shared and self.shared_embeddings:
                 total -= self.decoder.vocab_size * self.decoder.width
         return total
 

@@ -199,7 +199,6 @@ def test_whisper_settings(tmp_path: Path) -> None:
     spec = checkpoint.spec
     assert checkpoint.generation == {"suppress_tokens": [4, 9], "begin_suppress_tokens": [5]}
     assert spec.alignment_heads == ((1, 3),)
-    assert spec.extras == {"language_ids": {"en": 62, "de": 63, "haw": 64}, "multilingual": False}
     assert (spec.tokens.eos, spec.tokens.decoder_start) == ((60,), 61)
     assert spec.encoder is not None
     assert spec.encoder.audio is not None

@@ -5,11 +5,17 @@ Axes: N sources, S positions, D model width, M mel bins, F log-mel frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xattn.errors import InvalidSourceError, UsageError
+from xattn.errors import (
+    InvalidSourceError,
+    SourceNotFoundError,
+    UnreadableSourceError,
+    UsageError,
+)
 from xattn.inputs import audio
 from xattn.inputs.audio import Audio
 from xattn.inputs.text import Tokenizer, canonical_text
@@ -61,6 +67,26 @@ def encode_texts(
         )
         labels.append(_label(text))
     return _encode_ids(network, ids, keys, spans, labels)
+
+
+def text_of(source: object) -> str:
+    """A string as it is, a :class:`~pathlib.Path` as the text of its file.
+
+    Raises :class:`SourceError` where the file cannot be read, :class:`UsageError` for other things.
+    """
+    if isinstance(source, str):
+        return source
+    if isinstance(source, Path):
+        try:
+            return source.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise SourceNotFoundError(f"{source}: no such file.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableSourceError(f"{source}: not readable as UTF-8 text: {error}") from error
+    raise UsageError(
+        "a source must be text, a Path to a text file, or token ids for this encoder, "
+        f"but is {type(source).__name__} instead."
+    )
 
 
 def encode_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> list[Memory]:

@@ -157,6 +157,10 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     )
     start = decoder_start(config, generation)
     tokens = token_spec(config, generation, decoder_start=start)
-    separate = config.get("share_encoder_decoder_embeddings", True) is False
-    extras: dict[str, object] = {"separate_embeddings": True} if separate else {}
-    return ModelSpec(family=name, encoder=encoder, decoder=decoder, tokens=tokens, extras=extras)
+    return ModelSpec(
+        family=name,
+        encoder=encoder,
+        decoder=decoder,
+        tokens=tokens,
+        shared_embeddings=config.get("share_encoder_decoder_embeddings") is not False,
+    )

@@ -6,7 +6,6 @@ dequantised to float32 as they are loaded.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,6 @@ _REVISIONS = {
     "TransformerDecoderSpec": (1, 8),
 }
 """First and last revision that is read, by the name of the specification."""
-_MULTILINGUAL_VOCABULARY = 51865
-"""Whisper models with at least as many tokens know languages (as in openai/whisper)."""
 _ZIP, _PICKLE = b"PK", b"\x80"
 
 T = TypeVar("T", dict[str, Any], list[Any])
@@ -104,7 +101,7 @@ def _read_model(file: ModelFile, config: dict[str, Any], origin: str) -> Checkpo
         decoder=decoder,
         tokens=tokens,
         alignment_heads=_alignment_heads(directory, config, decoder) if whisper else (),
-        extras=_extras(reading, vocabulary, whisper=whisper),
+        shared_embeddings=_share_embeddings(reading),
     )
     return Checkpoint(
         spec=spec,
@@ -164,30 +161,9 @@ def _epsilon(file: ModelFile, config: Mapping[str, Any]) -> float | None:
     return float(value)
 
 
-def _extras(reading: Reading, vocabulary: Sequence[str], *, whisper: bool) -> dict[str, object]:
-    if whisper:
-        return {
-            "language_ids": _language_ids(vocabulary),
-            "multilingual": len(vocabulary) >= _MULTILINGUAL_VOCABULARY,
-        }
-    tables = [reading.weights.get(f"{stack}.embed.weight") for stack in ("encoder", "decoder")]
-    encoder, decoder = tables
-    if encoder and decoder and encoder.origin != decoder.origin:
-        return {"separate_embeddings": True}
-    return {}
-
-
-def _language_ids(vocabulary: Sequence[str]) -> dict[str, int]:
-    """Language code -> token, for the language tokens that follow ``<|startoftranscript|>``."""
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    start = ids.get("<|startoftranscript|>", len(vocabulary))
-    languages: dict[str, int] = {}
-    for number, token in enumerate(vocabulary[start + 1 :], start + 1):
-        code = re.fullmatch(r"<\|([a-z]{2,3})\|>", token)
-        if code is None:
-            break
-        languages[code[1]] = number
-    return languages
+def _share_embeddings(reading: Reading) -> bool:
+    encoder, decoder = (reading.weights.get(f"{s}.embed.weight") for s in ("encoder", "decoder"))
+    return encoder is None or decoder is None or encoder.origin == decoder.origin
 
 
 def _tokens(vocabulary: Sequence[str], config: Mapping[str, Any]) -> TokenSpec:

@@ -1,0 +1,77 @@
+"""What a user gives as a prompt, as decoder tokens."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xattn.errors import PromptError, UsageError, require
+from xattn.inputs.text import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, decoder token ids, or chat messages (``role`` and ``content``)."""
+
+
+def token_ids_of(value: object) -> list[int] | None:
+    """``value`` as token ids; None where it is anything else. An empty sequence is no tokens."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return None
+    whole = (isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
+    return [int(item) for item in value] if all(whole) else None
+
+
+def target_prefix(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+    """Tokens that an encoder-decoder's answer begins with, from text or token ids.
+
+    Raises :class:`PromptError` for a prompt of no tokens, :class:`UsageError` for anything else
+    that is not one.
+    """
+    ids = token_ids_of(prompt)
+    if ids is None and isinstance(prompt, str):
+        ids = _need(tokenizer).encode_plain(prompt).ids
+    if ids is None:
+        raise UsageError(
+            "`prompt` must be text or token ids for an encoder-decoder, "
+            f"but is {type(prompt).__name__} instead."
+        )
+    if not ids:
+        raise PromptError("the prompt has 0 tokens; leave it out, or give at least 1.")
+    return checked(ids, vocab_size)
+
+
+def whole_prompt(prompt: Prompt | None, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
+    """Tokens that a decoder-only model continues, from text, token ids or chat messages.
+
+    Raises as :func:`target_prefix` does.
+    """
+    if prompt is None:
+        raise PromptError("`prompt` must be given for a decoder-only model.")
+    ids = token_ids_of(prompt)
+    if ids is None and isinstance(prompt, str):
+        ids = _need(tokenizer).encode(prompt).ids if prompt else []
+    if ids is None:
+        ids = _need(tokenizer).chat([dict(message) for message in _messages(prompt)])
+    if not ids:
+        raise PromptError("the prompt has 0 tokens; a decoder-only model needs at least 1.")
+    return checked(ids, vocab_size)
+
+
+def checked(ids: list[int], vocab_size: int) -> list[int]:
+    """``ids`` as they are; :class:`UsageError` where one is not of the decoder's vocabulary."""
+    strange = next((i for i in ids if not 0 <= i < vocab_size), None)
+    require(strange is None, "prompt", f"token ids from 0 to {vocab_size - 1}", strange)
+    return ids
+
+
+def _messages(prompt: object) -> Sequence[Mapping[str, str]]:
+    if isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt):
+        return prompt
+    raise UsageError(
+        "`prompt` must be text, token ids, or chat messages (dicts with role and content), "
+        f"but is {type(prompt).__name__} instead."
+    )
+
+
+def _need(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise UsageError("this checkpoint has no tokenizer; give the prompt as token ids.")
+    return tokenizer
