@@ -11,12 +11,13 @@ PYTEST := $(BIN)/python -m pytest
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install test test-slow check lint types layers demo bench clean
+.PHONY: help install test test-slow test-gpu check lint types layers demo bench clean
 
 help:
 	@echo "make install    .venv with every extra in use"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make test-gpu   the tests that need an accelerator"
 	@echo "make check      lint, format, types, layers, and the fast tests"
 	@echo "make demo       the tour: transcribe, reuse, answer, account"
 	@echo "make bench      side by side with peers"
@@ -45,6 +46,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -q -m 'slow and not gpu'
+
+test-gpu: $(STAMP)
+	$(PYTEST) -q -n0 -m gpu
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
