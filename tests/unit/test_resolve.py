@@ -268,3 +268,20 @@ def test_a_damaged_model_bin_is_told_apart_from_a_pickle(tmp_path: Path) -> None
     (tmp_path / "model.bin").write_bytes(b"\6\0\0\0\x0c")
     with pytest.raises(CorruptCheckpointError, match=r"model\.bin"):
         read_checkpoint(tmp_path, "x")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("smolm2", "smollm2-135m-instruct"),
+        ("whisper-tinny", "whisper-tiny"),
+        ("google/flan-t5", "flan-t5-small"),
+        ("qwen", "qwen2.5-0.5b-instruct"),
+    ],
+)
+def test_what_was_meant_is_suggested_first(typed, meant):
+    assert near_names(typed)[0] == meant
+
+
+def test_nothing_is_suggested_for_nothing_alike():
+    assert near_names("zzzz") == []

@@ -1,7 +1,8 @@
 """Short names for models: what ``xattn models`` lists and ``xattn.load`` understands."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+from heapq import nlargest
 
 from xattn.models.hub import is_cached
 from xattn.models.packages import package_directory
@@ -45,10 +46,15 @@ def find(name: str) -> Entry | None:
 
 
 def near_names(name: str) -> list[str]:
-    """Up to three short names that look like ``name`` or like its last part."""
+    """Up to three short names that look like ``name`` or like its last part, or begin like it."""
     wanted = name.casefold().rstrip("/").rpartition("/")[2]
-    near = get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.5)
-    return [_BY_NAME[match].name for match in near]
+
+    def likeness(known: str) -> float:
+        beginning = known[: len(wanted) + 1]
+        return max(SequenceMatcher(None, wanted, text).ratio() for text in (known, beginning))
+
+    near = nlargest(3, _BY_NAME, key=likeness)
+    return [_BY_NAME[known].name for known in near if likeness(known) >= 0.6]
 
 
 def _whisper(size: str, parameters: int, licence: str = "Apache-2.0") -> Entry:
