@@ -47,7 +47,8 @@ def test_token_ids_are_encoded_without_a_tokenizer(load):
     memory = model.encode(SOURCE)
     assert len(memory) == len(SOURCE)
     assert memory.modality == "text"
-    assert model.encode(np.array(SOURCE).tolist()).key == memory.key
+    assert model.encode(np.array(SOURCE)).key == memory.key
+    assert model.encode(torch.tensor(SOURCE)).key == memory.key
     assert model.encode(SOURCE[:-1]).key != memory.key
     answer = model.generate(memory, max_new_tokens=5)
     assert answer.tokens == model.generate(SOURCE, max_new_tokens=5).tokens

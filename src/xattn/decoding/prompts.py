@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from xattn.errors import PromptError, UsageError, require
 from xattn.inputs.text import Tokenizer
@@ -12,7 +13,12 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 def token_ids_of(value: object) -> list[int] | None:
-    """``value`` as token ids; None where it is anything else. An empty sequence is no tokens."""
+    """``value`` as token ids; None where it is anything else. An empty sequence is no tokens.
+
+    Arrays and tensors count as the lists that they stand for.
+    """
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return None
     whole = (isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
