@@ -34,7 +34,7 @@ class Pair:
         )
         inputs = values.tolist() if tiny.TINY[self.name].text_input else values
         return [
-            memory_of(states, f"{self.name} {i} {values[i].sum()}")
+            memory_of(states, f"{self.name} {values[i].tolist()}")
             for i, states in enumerate(encode(inputs))
         ]
 

@@ -1,6 +1,8 @@
 """The object that users hold, on tiny models: what it takes, and what it says of the rest."""
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,3 +140,65 @@ def test_a_memory_of_another_model_is_refused(load):
     )
     with pytest.raises(UsageError, match=re.escape("width 48")):
         load("bart").generate(wide)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder_attention_heads": 2},
+        {"activation_function": "relu"},
+        {"scale_embedding": True},
+    ],
+    ids=str,
+)
+def test_the_encoders_settings_are_part_of_the_key(tmp_path, change):
+    """The same weights with other settings make other states, and so another name."""
+    tiny.make("bart", tmp_path)
+    before = xattn.load(tmp_path).encode(SOURCE)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    after = xattn.load(tmp_path).encode(SOURCE)
+    assert not torch.equal(before.states_SD, after.states_SD)
+    assert before.key != after.key
+
+
+def test_a_changed_weight_changes_the_key(tmp_path):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    before = model.encode(SOURCE).key
+    with torch.no_grad():
+        model.network.encoder.layers[0].ffn.up.weight.add_(1.0)
+    assert model.encode(SOURCE).key != before
+
+
+def test_a_masked_memory_is_not_its_unmasked_twin(load):
+    model = load("bart")
+    memory = model.encode(SOURCE)
+    masked = replace(memory, mask_S=torch.tensor([True, False, False, False, False]))
+    tokens = torch.tensor([[2, 5, 9], [2, 5, 9]])
+    network = model.network
+    alone = [network.score(tokens[:1], network.start([[m]]))[0] for m in (memory, masked)]
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+    batch = network.score(tokens, network.start([[memory], [masked]]))
+    torch.testing.assert_close(batch, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_a_memory_keeps_its_own_bytes_and_no_others(load):
+    first, _ = load("bart").encode_batch([SOURCE, SOURCE[::-1]])
+    assert first.states_SD.untyped_storage().nbytes() == first.size_bytes
+
+
+def test_rows_that_leave_take_their_memories_along(load):
+    model = load("bart")
+    memories = model.encode_batch([[5, 6, 7 + i] for i in range(6)])
+    for form in ("materialized", "absorbed"):
+        state = model.network.start([[m] for m in memories], form=form)
+        before = state.cross_bytes
+        tokens = torch.full((6, 1), 5)
+        model.network.step(tokens, state)
+        state.select(torch.tensor([3, 2]))
+        assert state.cross_bytes == before // 3
+        want = model.network.start([[memories[3]], [memories[2]]], form=form)
+        model.network.step(tokens[:2], want)
+        got = model.network.step(tokens[:2] + 1, state)
+        torch.testing.assert_close(got, model.network.step(tokens[:2] + 1, want))

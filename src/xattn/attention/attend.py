@@ -16,6 +16,9 @@ from torch import Tensor
 from xattn.attention.merge import Part
 from xattn.attention.segments import Absorbed, Segment
 
+QUERY_BLOCK = 1024
+"""Queries whose scores are held at once where the products are written out."""
+
 
 def attend(
     q_NWHK: Float[Tensor, "N W H K"],
@@ -136,19 +139,35 @@ def _attend_heads(
     """One head-wise softmax attention; returns the output and the float32 log-sum-exp."""
     inputs = (q_NGRK, k_NGSK, v_NGSK) if bias is None else (q_NGRK, k_NGSK, v_NGSK, bias)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    if q_NGRK.device.type == "cpu" and not differentiable:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_NGRK, k_NGSK, v_NGSK, attn_mask=bias, scale=scale
-        )
-    else:
-        scores = (q_NGRK @ k_NGSK.transpose(-1, -2)).float() * scale
-        if bias is not None:
-            scores = scores + bias
-        lse = scores.logsumexp(dim=-1)
-        floor = lse.masked_fill(lse == float("-inf"), 0.0)
-        return (scores - floor.unsqueeze(-1)).exp().to(v_NGSK.dtype) @ v_NGSK, lse
+    if q_NGRK.device.type != "cpu" or differentiable:
+        return _write_out(q_NGRK, k_NGSK, v_NGSK, scale, bias)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_NGRK, k_NGSK, v_NGSK, attn_mask=bias, scale=scale
+    )
     if bias is not None:
         # The kernel answers a fully masked query with zeros and a log-sum-exp of 0.
         unread = bias.amax(dim=-1) == float("-inf")
         lse = lse.masked_fill(unread, float("-inf"))
     return out, lse
+
+
+def _write_out(
+    q_NGRK: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, scale: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The products and the softmax themselves, a block of queries at a time."""
+    blocks = []
+    for start in range(0, q_NGRK.shape[2], QUERY_BLOCK):
+        rows = slice(start, start + QUERY_BLOCK)
+        # Before the product, and in float32 where it could overflow.
+        q_block, k = q_NGRK[:, :, rows] * scale, k_NGSK
+        if q_block.dtype == torch.float16:
+            q_block, k = q_NGRK[:, :, rows].float() * scale, k.float()
+        scores = (q_block @ k.transpose(-1, -2)).float()
+        if bias is not None:
+            scores = scores + (bias if bias.shape[2] == 1 else bias[:, :, rows])
+        lse = scores.logsumexp(dim=-1)
+        floor = lse.masked_fill(lse == float("-inf"), 0.0)
+        weights = (scores - floor.unsqueeze(-1)).exp().to(v_NGSK.dtype)
+        blocks.append((weights @ v_NGSK, lse))
+    outs, lses = zip(*blocks, strict=True)
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)

@@ -3,7 +3,7 @@
 Axes: N memories, S positions, G key/value heads, K head width, D model width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -25,6 +25,13 @@ class Materialized:
         """Bytes that belong to this segment alone."""
         mask = 0 if self.mask_NS is None else self.mask_NS.nbytes
         return self.k_NGSK.nbytes + self.v_NGSK.nbytes + mask
+
+    def narrow(self, members: slice) -> "Materialized":
+        """Some of the memories, as views."""
+        mask_NS = None if self.mask_NS is None else self.mask_NS[members]
+        return Materialized(
+            k_NGSK=self.k_NGSK[members], v_NGSK=self.v_NGSK[members], mask_NS=mask_NS
+        )
 
     @cached_property
     def bias_N11S(self) -> Float[Tensor, "N 1 1 S"] | None:
@@ -54,6 +61,11 @@ class Absorbed:
         """Bytes of the mask and of the states, which all layers share; weights are the model's."""
         mask = 0 if self.mask_NS is None else self.mask_NS.nbytes
         return self.states_NSD.nbytes + mask
+
+    def narrow(self, members: slice) -> "Absorbed":
+        """Some of the memories, as views."""
+        mask_NS = None if self.mask_NS is None else self.mask_NS[members]
+        return replace(self, states_NSD=self.states_NSD[members], mask_NS=mask_NS)
 
     @cached_property
     def bias_N11S(self) -> Float[Tensor, "N 1 1 S"] | None:

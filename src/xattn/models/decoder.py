@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment, attend
-from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm
+from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
 from xattn.models.state import DecodeState
 from xattn.spec import DecoderSpec, Form
@@ -60,7 +60,9 @@ class DecoderLayer(nn.Module):
         return self.cross_attn.project(states_NSD, mask_NS, form) if self.crosses else None
 
     def _around(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        return x + sublayer(norm(x)) if self.norm_first else norm(x + sublayer(x))
+        if self.norm_first:
+            return saturate(x + sublayer(norm(x)))
+        return norm(saturate(x + sublayer(x)))
 
     def _attend_self(
         self, h_RTD: Tensor, state: DecodeState, bias: Tensor | None, angles: Angles | None

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, attend
-from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm
+from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.spec import AudioStemSpec, EncoderSpec
 
@@ -32,10 +32,10 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """[N, S, D] -> [N, S, D]."""
         if self.norm_first:
-            x_NSD = x_NSD + self._attend(self.self_norm(x_NSD), mask_NS, relative)
-            return x_NSD + self.ffn(self.ffn_norm(x_NSD))
-        x_NSD = self.self_norm(x_NSD + self._attend(x_NSD, mask_NS, relative))
-        return self.ffn_norm(x_NSD + self.ffn(x_NSD))
+            x_NSD = saturate(x_NSD + self._attend(self.self_norm(x_NSD), mask_NS, relative))
+            return saturate(x_NSD + self.ffn(self.ffn_norm(x_NSD)))
+        x_NSD = self.self_norm(saturate(x_NSD + self._attend(x_NSD, mask_NS, relative)))
+        return self.ffn_norm(saturate(x_NSD + self.ffn(x_NSD)))
 
     def _attend(
         self, h_NSD: Tensor, mask_NS: Tensor | None, relative: RelativeBias | None

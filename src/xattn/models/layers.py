@@ -131,6 +131,17 @@ class FeedForward(nn.Module):
         return self.down(inner.to(self.down.weight.dtype)).to(x.dtype)
 
 
+def saturate(x: Tensor) -> Tensor:
+    """Keep a float16 residual finite, as transformers does for T5 and BART; others as they are.
+
+    One layer's output may exceed float16; an infinity would become NaN in the next norm.
+    """
+    if x.dtype != torch.float16 or not torch.isinf(x).any():
+        return x
+    limit = torch.finfo(torch.float16).max - 1000
+    return x.clamp(-limit, limit)
+
+
 def empty_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding table to be filled from a checkpoint.
 

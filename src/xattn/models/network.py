@@ -47,7 +47,7 @@ class Network(nn.Module):
         self.decoder = Decoder(spec.decoder)
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
         self.counters = Counters()
-        self._encoder_digest: str | None = None
+        self._encoder_digest: tuple[tuple[int, ...], str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -61,18 +61,23 @@ class Network(nn.Module):
 
     @property
     def encoder_digest(self) -> str:
-        """Digest over the encoder's weights, computed once; part of every memory's key."""
-        if self._encoder_digest is None:
-            assert self.encoder is not None
-            parts: list[bytes] = []
+        """Digest over the encoder: its spec and its weights; part of every memory's key.
+
+        Kept until a weight is changed in place.
+        """
+        assert self.encoder is not None
+        versions = tuple(weight._version for weight in self.encoder.parameters())
+        if self._encoder_digest is None or self._encoder_digest[0] != versions:
+            # Weights alone do not say how many heads they are cut into, or what eps a norm has.
+            parts = [repr(self.spec.encoder).encode()]
             for name, weight in self.encoder.named_parameters():
                 flat = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
                 parts += [
                     f"{name}{tuple(weight.shape)}{weight.dtype}".encode(),
                     flat.numpy().tobytes(),
                 ]
-            self._encoder_digest = digest_of(*parts)
-        return self._encoder_digest
+            self._encoder_digest = (versions, digest_of(*parts))
+        return self._encoder_digest[1]
 
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -88,7 +93,8 @@ class Network(nn.Module):
         states_NSD = self.encoder(padded.to(self.device), mask_NS)
         self.counters.encoder_passes += len(ids)
         if mask_NS is None:
-            return list(states_NSD)
+            # Each its own storage: a memory that is kept must not keep its whole batch.
+            return [states.clone() for states in states_NSD] if len(ids) > 1 else list(states_NSD)
         return [states[:length].clone() for states, length in zip(states_NSD, lengths, strict=True)]
 
     @torch.no_grad()
@@ -107,7 +113,7 @@ class Network(nn.Module):
     ) -> DecodeState:
         """A state with one row per entry of ``attended``, each attending to the memories it lists.
 
-        Memories are told apart by their key, and each distinct one is projected once; a
+        Memories are told apart by key and mask, and each distinct one is projected once; a
         :class:`Projection` of one memory is taken as it is.
         """
         depth = max((len(items) for items in attended), default=0)
@@ -214,8 +220,12 @@ class Network(nn.Module):
 
 
 def _identity(item: Attended) -> str:
-    memory = item if isinstance(item, Memory) else item.memories[0]
-    return memory.key.digest if isinstance(item, Memory) else f"projection-{id(item)}"
+    """What tells apart the things that rows attend to within one batch."""
+    if isinstance(item, Projection):
+        return f"projection-{id(item)}"
+    if item.mask_S is None:
+        return item.key.digest
+    return f"{item.key.digest}-{digest_of(item.mask_S.cpu().numpy().tobytes())}"
 
 
 def _batches(memories: list[Memory], form: Form) -> list[list[Memory]]:

@@ -31,6 +31,21 @@ class Projection:
     form: Form
 
     @property
+    def device(self) -> torch.device:
+        """Where its segments are."""
+        segment = next(s for s in self.segments if s is not None)
+        return (segment.states_NSD if isinstance(segment, Absorbed) else segment.k_NGSK).device
+
+    def narrow(self, first: int, count: int) -> "Projection":
+        """Memories ``first`` to ``first + count - 1`` of it, as views."""
+        members = slice(first, first + count)
+        return Projection(
+            memories=self.memories[members],
+            segments=tuple(None if s is None else s.narrow(members) for s in self.segments),
+            form=self.form,
+        )
+
+    @property
     def size_bytes(self) -> int:
         """Bytes that cross-attention reads: absorbed segments share one tensor of states."""
         sizes = {
@@ -59,19 +74,22 @@ class Group:
         self._shape = (N, W)
         if not self._whole:
             filler = self.rows[0]
-            self._take = torch.tensor([[*held, *[filler] * (W - len(held))] for held in per_memory])
+            device = projection.device
+            taken = [[*held, *[filler] * (W - len(held))] for held in per_memory]
+            self._take = torch.tensor(taken, device=device).flatten()
             place = {
                 row: n * W + w for n, held in enumerate(per_memory) for w, row in enumerate(held)
             }
-            self._back = torch.tensor([place[row] for row in self.rows])
-            self._target = torch.tensor(self.rows)
+            self._back = torch.tensor([place[row] for row in self.rows], device=device)
+            self._target = torch.tensor(self.rows, device=device)
+            self._every_row = self.rows == list(range(total))
 
     def fold(self, q_RTHK: Tensor) -> Tensor:
         """[R, T, H, K] -> [N, W*T, H, K]."""
         N, W = self._shape
         T, H, K = q_RTHK.shape[1:]
         if not self._whole:
-            q_RTHK = q_RTHK.index_select(0, self._take.flatten().to(q_RTHK.device))
+            q_RTHK = q_RTHK.index_select(0, self._take)
         return q_RTHK.reshape(N, W * T, H, K)
 
     def unfold(self, x_NQH: Tensor, tokens: int, rows: int, missing: float) -> Tensor:
@@ -80,11 +98,11 @@ class Group:
         x_RTH = x_NQH.reshape(N * W, tokens, *x_NQH.shape[2:])
         if self._whole:
             return x_RTH
-        x_RTH = x_RTH.index_select(0, self._back.to(x_RTH.device))
-        if self.rows == list(range(rows)):
+        x_RTH = x_RTH.index_select(0, self._back)
+        if self._every_row:
             return x_RTH
         full = x_RTH.new_full((rows, *x_RTH.shape[1:]), missing)
-        return full.index_copy(0, self._target.to(x_RTH.device), x_RTH)
+        return full.index_copy(0, self._target, x_RTH)
 
     def select(self, rows: Sequence[int]) -> "Group | None":
         """The group after new row j took the place of old row ``rows[j]``; None if none is left."""
@@ -92,7 +110,12 @@ class Group:
         kept = [(new, member_of[old]) for new, old in enumerate(rows) if old in member_of]
         if not kept:
             return None
-        return Group(self.projection, [r for r, _ in kept], [m for _, m in kept], len(rows))
+        first, last = min(m for _, m in kept), max(m for _, m in kept)
+        projection = self.projection
+        if last - first + 1 < len(projection.memories):
+            # Memories that no row reads any more are not attended to any more.
+            projection = projection.narrow(first, last - first + 1)
+        return Group(projection, [r for r, _ in kept], [m - first for _, m in kept], len(rows))
 
 
 Slot = list[Group]
@@ -179,17 +202,37 @@ class DecodeState:
         """
         T, used = k_RGTK.shape[2], max(self.lengths, default=0)
         cache = self._kv_L2RGCK[layer]
+        if torch.is_grad_enabled() and k_RGTK.requires_grad:
+            return self._write_differentiably(cache, k_RGTK, v_RGTK, used + T)
         if self.uniform:
             cache[0, :, :, used : used + T] = k_RGTK
             cache[1, :, :, used : used + T] = v_RGTK
         else:
-            R, G, _, K = k_RGTK.shape
-            starts = torch.tensor(self.lengths, device=k_RGTK.device)
-            at = (starts[:, None] + torch.arange(T, device=k_RGTK.device))[:, None, :, None]
-            at = at.expand(R, G, T, K)
+            at = self._places(k_RGTK)
             cache[0].scatter_(2, at, k_RGTK)
             cache[1].scatter_(2, at, v_RGTK)
         return cache[0, :, :, : used + T], cache[1, :, :, : used + T]
+
+    def _write_differentiably(
+        self, cache_2RGCK: Tensor, k_RGTK: Tensor, v_RGTK: Tensor, end: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same without an in-place write that autograd would have to see through."""
+        at = self._places(k_RGTK)
+        k_RGCK, v_RGCK = (
+            cached.scatter(2, at, new)
+            for cached, new in zip(cache_2RGCK.clone(), (k_RGTK, v_RGTK), strict=True)
+        )
+        with torch.no_grad():
+            cache_2RGCK[0].copy_(k_RGCK)
+            cache_2RGCK[1].copy_(v_RGCK)
+        return k_RGCK[:, :, :end], v_RGCK[:, :, :end]
+
+    def _places(self, k_RGTK: Tensor) -> Tensor:
+        """Where in the cache the new tokens of each row go, ``[R, G, T, K]``."""
+        R, G, T, K = k_RGTK.shape
+        starts = torch.tensor(self.lengths, device=k_RGTK.device)
+        at = (starts[:, None] + torch.arange(T, device=k_RGTK.device))[:, None, :, None]
+        return at.expand(R, G, T, K)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Row r has seen ``counts[r]`` more tokens."""
