@@ -5,9 +5,16 @@ import json
 import pytest
 import tiny
 import torch
+from pairs import memory_of
 from safetensors.torch import load_file, save_file
 
-from xattn.errors import CheckpointError, CorruptCheckpointError, TensorError, UnsafeCheckpointError
+from xattn.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    TensorError,
+    UnsafeCheckpointError,
+    UnsupportedModelError,
+)
 from xattn.models.build import build
 from xattn.models.families import family_of
 from xattn.models.formats import huggingface
@@ -112,3 +119,109 @@ def test_broken_json_says_where(broken):
     (broken / "config.json").write_text('{"model_type": ')
     with pytest.raises(CorruptCheckpointError, match=r"config\.json: not readable as JSON"):
         huggingface.read(broken, "broken")
+
+
+def test_a_tensor_that_nothing_reads_is_named(broken):
+    rewrite(broken, lambda t: t.update({"model.decoder.layers.7.fc1.weight": torch.zeros(56, 32)}))
+    with pytest.raises(TensorError, match=r"layers\.7\.fc1\.weight' is in the file and nothing"):
+        build(huggingface.read(broken, "broken"))
+
+
+def test_fewer_layers_than_the_file_has_is_no_shorter_model(tmp_path):
+    tiny.make("llama", tmp_path)
+    change_config(tmp_path, {"num_hidden_layers": 1})
+    with pytest.raises(TensorError, match=r"layers\.1\..* nothing reads it"):
+        build(huggingface.read(tmp_path, "cut"))
+
+
+def test_an_untied_head_that_is_missing_is_named(tmp_path):
+    tiny.make("t5", tmp_path)
+    change_config(tmp_path, {"tie_word_embeddings": False})
+    with pytest.raises(TensorError, match=r"'lm_head\.weight' is missing .*\[99, 32\]"):
+        build(huggingface.read(tmp_path, "headless"))
+
+
+@pytest.mark.parametrize("name", ["whisper", "t5", "bart"])
+def test_a_head_of_its_own_is_used_as_transformers_uses_it(name, tmp_path):
+    tiny.make(name, tmp_path)
+    head = {"whisper": "proj_out.weight"}.get(name, "lm_head.weight")
+    generator = torch.Generator().manual_seed(3)
+    own = torch.randn(tiny.VOCAB, 32, generator=generator)
+    rewrite(tmp_path, lambda tensors: tensors.update({head: own}))
+    import transformers
+
+    theirs = getattr(transformers, tiny.TINY[name].model).from_pretrained(tmp_path).eval()
+    ours = build(huggingface.read(tmp_path, name))
+    values, named = tiny.hf_memory_inputs(name, 1, 9)
+    tokens = torch.tensor([[2, 5, 9, 11]])
+    with torch.no_grad():
+        want = theirs(**named(values), decoder_input_ids=tokens).logits
+    states = ours.encode_tokens(values.tolist()) if name != "whisper" else ours.encode_mel(values)
+    got = ours.score(tokens, ours.start([[memory_of(states[0], "x")]]))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype, tmp_path):
+    tiny.make("llama", tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(UnsupportedModelError, match=r"up_proj\.weight' holds .*8"):
+        build(huggingface.read(tmp_path, "quantised"))
+    change_config(tmp_path, {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(UnsupportedModelError, match=r"quantised \(fp8\)"):
+        huggingface.read(tmp_path, "quantised")
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_positions_of_m2m100_begin_after_the_padding_token(pad, tmp_path):
+    theirs = tiny.make("m2m_100", tmp_path)
+    change_config(tmp_path, {"pad_token_id": pad})
+    theirs = type(theirs).from_pretrained(tmp_path).eval()
+    ours = build(huggingface.read(tmp_path, "m2m_100"))
+    source, tokens = torch.tensor([[5, 6, 7]]), torch.tensor([[2, 8, 9]])
+    with torch.no_grad():
+        want = theirs(input_ids=source, decoder_input_ids=tokens).logits
+    memory = memory_of(ours.encode_tokens(source.tolist())[0], "x")
+    torch.testing.assert_close(ours.score(tokens, ours.start([[memory]])), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("t5", {"d_ff": -1}),
+        ("t5", {"d_ff": "x"}),
+        ("t5", {"d_model": 0}),
+        ("t5", {"layer_norm_epsilon": "x"}),
+        ("t5", {"num_decoder_layers": 10**12}),
+        ("bart", {"d_model": "abc"}),
+        ("bart", {"decoder_attention_heads": 0}),
+        ("bart", {"eos_token_id": "x"}),
+        ("bart", {"encoder_layers": 0}),
+        ("bart", {"encoder_layers": -1}),
+        ("bart", {"tie_word_embeddings": "false"}),
+        ("llama", {"rms_norm_eps": "a"}),
+        ("llama", {"num_hidden_layers": 10**6}),
+        ("llama", {"rope_parameters": [1]}),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
+        ("whisper", {"num_mel_bins": None}),
+        ("whisper", {"alignment_heads": 5}),
+        ("whisper", {"alignment_heads": [[0, 99]]}),
+    ],
+    ids=str,
+)
+def test_config_values_that_cannot_be_are_named_with_their_place(name, change, tmp_path):
+    tiny.make(name, tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    change_config(tmp_path, change)
+    with pytest.raises(CheckpointError) as caught:
+        build(huggingface.read(tmp_path, name))
+    (key,) = change
+    assert str(tmp_path) in str(caught.value)
+    assert key in str(caught.value) or key == "rope_parameters"
+
+
+def change_config(directory, change):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | change))

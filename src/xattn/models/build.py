@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import TensorError, UsageError, require
+from xattn.errors import TensorError, UnsupportedModelError, UsageError, require
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
 
+NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,7 +51,7 @@ def require_device(device: str) -> None:
 
 
 def check_weights(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise :class:`TensorError` unless every expected tensor is there with its shape."""
+    """Raise :class:`TensorError` unless the expected tensors, and no others, are there."""
     problems: list[str] = []
     for name, shape in expected.items():
         weight = checkpoint.weights.get(name)
@@ -62,6 +63,8 @@ def check_weights(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) 
                 f"tensor {weight.origin!r} has the wrong shape: expected {list(shape)}, "
                 f"found {list(weight.shape)}"
             )
+    unread = "is in the file and nothing reads it"
+    problems += [f"tensor {name!r} {unread}" for name in checkpoint.unused]
     if problems:
         others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise TensorError(
@@ -80,4 +83,10 @@ def _is_wide(network: Network, name: str) -> bool:
 def _read(weight: Weight) -> Tensor:
     tensor = weight.load()
     assert tuple(tensor.shape) == weight.shape, (weight.origin, tuple(tensor.shape), weight.shape)
+    if tensor.dtype not in NUMBERS:
+        raise UnsupportedModelError(
+            f"tensor {weight.origin!r} holds {str(tensor.dtype).removeprefix('torch.')}: quantised "
+            "weights are not read from safetensors; take the unquantised checkpoint, a GGUF file, "
+            "or a CTranslate2 conversion."
+        )
     return tensor

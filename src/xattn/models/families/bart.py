@@ -5,13 +5,21 @@ Lewis et al. 2019 (BART), Liu et al. 2020 (mBART), Junczys-Dowmunt et al. 2018 (
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xattn.errors import UnsupportedModelError
 from xattn.models.families import Family
 from xattn.models.families.bart_names import stack_names
-from xattn.models.families.config import Config, decoder_start, need, refuse, token_spec
+from xattn.models.families.config import (
+    MOST_LAYERS,
+    Config,
+    decoder_start,
+    flag,
+    refuse,
+    token_spec,
+    whole,
+)
 from xattn.models.weights import WeightTable
 from xattn.spec import (
     AttentionSpec,
@@ -100,9 +108,12 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     if name == "marian":
         refuse(config, "normalize_before", False)
         refuse(config, "normalize_embedding", False)
-    width = int(need(config, "d_model"))
-    limit = int(config.get("max_position_embeddings", 1024)) if choices.limited else None
-    position = PositionSpec(**{**vars(choices.position), "limit": limit})
+    width = whole(config, "d_model")
+    limit = whole(config, "max_position_embeddings", 1024) if choices.limited else None
+    position = replace(choices.position, limit=limit)
+    if choices.position.half_minus_one:
+        # As in fairseq: the table's rows up to the padding token are no position.
+        position = replace(position, offset=whole(config, "pad_token_id", 1, least=0) + 1)
     shared: dict[str, Any] = dict(
         width=width,
         norm=NormSpec(kind="layer", eps=1e-5),
@@ -133,26 +144,26 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     def feed_forward(inner: int) -> FeedForwardSpec:
         return FeedForwardSpec(width=inner, activation=config.get("activation_function", "gelu"))
 
-    vocab_size = int(need(config, "vocab_size"))
+    vocab_size = whole(config, "vocab_size")
     encoder = EncoderSpec(
         **shared,
-        layers=int(need(config, "encoder_layers")),
-        self_attention=attention(int(need(config, "encoder_attention_heads"))),
-        feed_forward=feed_forward(int(need(config, "encoder_ffn_dim"))),
+        layers=whole(config, "encoder_layers", most=MOST_LAYERS),
+        self_attention=attention(whole(config, "encoder_attention_heads")),
+        feed_forward=feed_forward(whole(config, "encoder_ffn_dim")),
         vocab_size=vocab_size,
     )
-    layers = int(need(config, "decoder_layers"))
-    heads = attention(int(need(config, "decoder_attention_heads")))
+    layers = whole(config, "decoder_layers", most=MOST_LAYERS)
+    heads = attention(whole(config, "decoder_attention_heads"))
     decoder = DecoderSpec(
         **shared,
         layers=layers,
         self_attention=heads,
         cross_attention=heads,
         memory_width=width,
-        feed_forward=feed_forward(int(need(config, "decoder_ffn_dim"))),
-        vocab_size=int(config.get("decoder_vocab_size") or vocab_size),
+        feed_forward=feed_forward(whole(config, "decoder_ffn_dim")),
+        vocab_size=whole(config, "decoder_vocab_size", vocab_size),
         placement=Placement.every(layers),
-        head_tied=bool(config.get("tie_word_embeddings", True)),
+        head_tied=flag(config, "tie_word_embeddings", True),
         head_bias=choices.head_bias,
     )
     start = decoder_start(config, generation)

@@ -4,11 +4,19 @@ Touvron et al. 2023 (Llama), Qwen Team 2024 and 2025. RMS norm, rotary positions
 SwiGLU; Qwen2 has biases on q, k and v, Qwen3 a norm on each head's query and key.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-from xattn.errors import UnsupportedModelError
+from xattn.errors import CorruptCheckpointError, UnsupportedModelError
 from xattn.models.families import Family
-from xattn.models.families.config import Config, need, refuse, token_spec
+from xattn.models.families.config import (
+    MOST_LAYERS,
+    Config,
+    flag,
+    number,
+    refuse,
+    token_spec,
+    whole,
+)
 from xattn.models.weights import WeightTable
 from xattn.spec import (
     AttentionSpec,
@@ -56,14 +64,14 @@ def _pairs() -> list[tuple[str, str | tuple[str, ...]]]:
 def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec:
     """The spec of a Llama-style model; refuses sliding windows and unknown rotary scalings."""
     refuse(config, "use_sliding_window", False)
-    width, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
-    head_width = int(config.get("head_dim") or (128 if name == "qwen3" else width // heads))
-    norm = NormSpec(kind="rms", eps=float(config.get("rms_norm_eps", 1e-6)))
-    bias = bool(config.get("attention_bias", False))
-    layers = int(need(config, "num_hidden_layers"))
+    width, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    head_width = whole(config, "head_dim", 128 if name == "qwen3" else width // heads)
+    norm = NormSpec(kind="rms", eps=number(config, "rms_norm_eps", 1e-6))
+    bias = flag(config, "attention_bias", False)
+    layers = whole(config, "num_hidden_layers", most=MOST_LAYERS)
     attention = AttentionSpec(
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
+        kv_heads=whole(config, "num_key_value_heads", heads),
         head_width=head_width,
         scale=head_width**-0.5,
         q_bias=bias or name == "qwen2",
@@ -79,22 +87,22 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
         layers=layers,
         self_attention=attention,
         feed_forward=FeedForwardSpec(
-            width=int(need(config, "intermediate_size")),
+            width=whole(config, "intermediate_size"),
             activation=config.get("hidden_act", "silu"),
             gated=True,
-            bias=bool(config.get("mlp_bias", False)),
+            bias=flag(config, "mlp_bias", False),
         ),
         norm=norm,
         norm_place="before",
         position=PositionSpec(
             kind="rotary",
-            limit=int(config.get("max_position_embeddings", 2048)),
+            limit=whole(config, "max_position_embeddings", 2048),
             theta=theta,
             scaling=scaling,
         ),
-        vocab_size=int(need(config, "vocab_size")),
+        vocab_size=whole(config, "vocab_size"),
         placement=Placement.none(layers),
-        head_tied=bool(config.get("tie_word_embeddings", False)),
+        head_tied=flag(config, "tie_word_embeddings", False),
     )
     tokens = token_spec(config, generation, decoder_start=None)
     return ModelSpec(family=name, decoder=decoder, tokens=tokens)
@@ -102,24 +110,26 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
 
 def rotary_settings(config: Config) -> tuple[float, RotaryScaling | None]:
     """Base wavelength and scaling, from ``rope_parameters`` (transformers 5) or the older names."""
-    settings: dict[str, Any] = dict(
-        config.get("rope_parameters") or config.get("rope_scaling") or {}
-    )
-    theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if float(settings.get("partial_rotary_factor") or 1.0) != 1.0:
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CorruptCheckpointError(
+            f"config.json: the rotary settings must be an object: {given!r}."
+        )
+    theta = number(given, "rope_theta", number(config, "rope_theta", 10000.0))
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if number(given, "partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("config.json: a partial_rotary_factor other than 1 is not run.")
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, RotaryScaling(kind="linear", factor=float(settings["factor"]))
+        return theta, RotaryScaling(kind="linear", factor=number(given, "factor"))
     if kind == "llama3":
         return theta, RotaryScaling(
             kind="llama3",
-            factor=float(settings["factor"]),
-            low_frequency_factor=float(settings["low_freq_factor"]),
-            high_frequency_factor=float(settings["high_freq_factor"]),
-            original_positions=int(settings["original_max_position_embeddings"]),
+            factor=number(given, "factor"),
+            low_frequency_factor=number(given, "low_freq_factor"),
+            high_frequency_factor=number(given, "high_freq_factor"),
+            original_positions=whole(given, "original_max_position_embeddings"),
         )
     raise UnsupportedModelError(
         "config.json: `rope_type` must be one of default, linear, llama3, "

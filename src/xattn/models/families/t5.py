@@ -3,7 +3,15 @@
 from typing import Any
 
 from xattn.models.families import Family
-from xattn.models.families.config import Config, decoder_start, need, token_spec
+from xattn.models.families.config import (
+    MOST_LAYERS,
+    Config,
+    decoder_start,
+    flag,
+    number,
+    token_spec,
+    whole,
+)
 from xattn.models.weights import WeightTable
 from xattn.spec import (
     AttentionSpec,
@@ -46,10 +54,10 @@ def _pairs(*, gated: bool) -> list[tuple[str, str | tuple[str, ...]]]:
         sublayers = [("self_attn", "self_norm", "SelfAttention")]
         if stack == "decoder":
             sublayers.append(("cross_attn", "cross_norm", "EncDecAttention"))
-        for number, (attention, norm, name) in enumerate(sublayers):
-            pairs.append((f"{ours}.{norm}.weight", f"{theirs}.{number}.layer_norm.weight"))
+        for place, (attention, norm, name) in enumerate(sublayers):
+            pairs.append((f"{ours}.{norm}.weight", f"{theirs}.{place}.layer_norm.weight"))
             pairs += [
-                (f"{ours}.{attention}.{p}.weight", f"{theirs}.{number}.{name}.{p}.weight")
+                (f"{ours}.{attention}.{p}.weight", f"{theirs}.{place}.{name}.{p}.weight")
                 for p in ("q", "k", "v", "o")
             ]
         dense = f"{theirs}.{len(sublayers)}"
@@ -73,33 +81,33 @@ def _is_gated(config: Config) -> bool:
 
 def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec:
     """The spec of a T5: no scaling of q·k, biases nowhere, RMS norm, relative positions."""
-    width, head_width = int(need(config, "d_model")), int(need(config, "d_kv"))
+    width, head_width = whole(config, "d_model"), whole(config, "d_kv")
     gated = _is_gated(config)
     kind = str(config.get("feed_forward_proj", "relu")).removeprefix("gated-")
-    heads = int(need(config, "num_heads"))
+    heads = whole(config, "num_heads")
     attention = AttentionSpec(heads=heads, kv_heads=heads, head_width=head_width, scale=1.0)
     shared: dict[str, Any] = dict(
         width=width,
         self_attention=attention,
         feed_forward=FeedForwardSpec(
-            width=int(need(config, "d_ff")),
+            width=whole(config, "d_ff"),
             activation="gelu_new" if (gated and kind == "gelu") else kind,
             gated=gated,
             bias=False,
             wide_down=True,
         ),
-        norm=NormSpec(kind="rms", eps=float(config.get("layer_norm_epsilon", 1e-6))),
+        norm=NormSpec(kind="rms", eps=number(config, "layer_norm_epsilon", 1e-6)),
         norm_place="before",
         position=PositionSpec(
             kind="relative",
-            buckets=int(config.get("relative_attention_num_buckets", 32)),
-            max_distance=int(config.get("relative_attention_max_distance", 128)),
+            buckets=whole(config, "relative_attention_num_buckets", 32),
+            max_distance=whole(config, "relative_attention_max_distance", 128),
         ),
     )
-    vocab_size, layers = int(need(config, "vocab_size")), int(need(config, "num_layers"))
-    decoder_layers = int(config.get("num_decoder_layers") or layers)
+    vocab_size, layers = whole(config, "vocab_size"), whole(config, "num_layers", most=MOST_LAYERS)
+    decoder_layers = whole(config, "num_decoder_layers", layers, most=MOST_LAYERS)
     # transformers 5 writes tie_word_embeddings=true for all and keeps the difference here; whether
-    # the head is a matrix of its own is seen from the file.
+    # the head is a matrix of its own is then seen from the file.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     return ModelSpec(
         family=name,
@@ -111,6 +119,7 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
             memory_width=width,
             vocab_size=vocab_size,
             placement=Placement.every(decoder_layers),
+            head_tied=flag(config, "tie_word_embeddings", True),
             head_scale=width**-0.5 if scaled else 1.0,
         ),
         tokens=token_spec(config, generation, decoder_start=decoder_start(config, generation)),

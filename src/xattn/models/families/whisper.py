@@ -1,10 +1,18 @@
-"""Whisper (Radford et al. 2022): the BART tree before norms, an audio stem, a tied head."""
+"""Whisper (Radford et al. 2022): the BART tree before norms, and an audio stem."""
 
 from typing import Any
 
+from xattn.errors import CorruptCheckpointError
 from xattn.models.families import Family
 from xattn.models.families.bart_names import stack_names
-from xattn.models.families.config import Config, decoder_start, need, refuse, token_spec
+from xattn.models.families.config import (
+    MOST_LAYERS,
+    Config,
+    decoder_start,
+    flag,
+    token_spec,
+    whole,
+)
 from xattn.models.weights import WeightTable
 from xattn.spec import (
     AttentionSpec,
@@ -28,6 +36,7 @@ TABLE = WeightTable(
             for kind in ("weight", "bias")
         ],
         ("decoder.embed.weight", "model.decoder.embed_tokens.weight"),
+        ("decoder.head.weight", "proj_out.weight"),
     ],
     ignored=(r"^proj_out\.weight$",),
 )
@@ -40,47 +49,60 @@ def family(name: str, config: Config) -> Family:
 
 def spec_from_config(config: Config, generation: Config) -> ModelSpec:
     """The spec of a Whisper model; alignment heads and languages are in its generation config."""
-    refuse(config, "tie_word_embeddings", True)
-    width, layers = int(need(config, "d_model")), int(need(config, "decoder_layers"))
+    width, layers = whole(config, "d_model"), whole(config, "decoder_layers", most=MOST_LAYERS)
     activation = config.get("activation_function", "gelu")
-    positions = int(config.get("max_source_positions", 1500))
+    positions = whole(config, "max_source_positions", 1500)
     shared: dict[str, Any] = dict(
         width=width, norm=NormSpec(kind="layer", eps=1e-5), norm_place="before"
     )
     encoder = EncoderSpec(
         **shared,
-        layers=int(need(config, "encoder_layers")),
-        self_attention=_attention(width, int(need(config, "encoder_attention_heads"))),
-        feed_forward=FeedForwardSpec(
-            width=int(need(config, "encoder_ffn_dim")), activation=activation
-        ),
+        layers=whole(config, "encoder_layers", most=MOST_LAYERS),
+        self_attention=_attention(width, whole(config, "encoder_attention_heads")),
+        feed_forward=FeedForwardSpec(width=whole(config, "encoder_ffn_dim"), activation=activation),
         position=PositionSpec(kind="learned", limit=positions),
-        audio=AudioStemSpec(mel_bins=int(need(config, "num_mel_bins")), frames=2 * positions),
+        audio=AudioStemSpec(mel_bins=whole(config, "num_mel_bins"), frames=2 * positions),
     )
-    attention = _attention(width, int(need(config, "decoder_attention_heads")))
+    attention = _attention(width, whole(config, "decoder_attention_heads"))
     decoder = DecoderSpec(
         **shared,
         layers=layers,
         self_attention=attention,
         cross_attention=attention,
         memory_width=width,
-        feed_forward=FeedForwardSpec(
-            width=int(need(config, "decoder_ffn_dim")), activation=activation
-        ),
-        position=PositionSpec(kind="learned", limit=int(config.get("max_target_positions", 448))),
+        feed_forward=FeedForwardSpec(width=whole(config, "decoder_ffn_dim"), activation=activation),
+        position=PositionSpec(kind="learned", limit=whole(config, "max_target_positions", 448)),
         embed_scale=width**0.5 if config.get("scale_embedding") else 1.0,
-        vocab_size=int(need(config, "vocab_size")),
+        vocab_size=whole(config, "vocab_size"),
         placement=Placement.every(layers),
+        head_tied=flag(config, "tie_word_embeddings", True),
     )
     start = decoder_start(config, generation)
-    alignment = generation.get("alignment_heads") or config.get("alignment_heads") or ()
     return ModelSpec(
         family="whisper",
         encoder=encoder,
         decoder=decoder,
         tokens=token_spec(config, generation, decoder_start=start),
-        alignment_heads=tuple((int(layer), int(head)) for layer, head in alignment),
+        alignment_heads=alignment_heads(
+            generation.get("alignment_heads") or config.get("alignment_heads") or (), decoder
+        ),
     )
+
+
+def alignment_heads(given: Any, decoder: DecoderSpec) -> tuple[tuple[int, int], ...]:
+    """(layer, head) pairs; :class:`CorruptCheckpointError` where the decoder has no such head."""
+    heads = decoder.self_attention.heads
+    pairs = []
+    for pair in given if isinstance(given, list | tuple) else [given]:
+        fits = isinstance(pair, list | tuple) and len(pair) == 2
+        fits = fits and all(isinstance(n, int) and not isinstance(n, bool) for n in pair)
+        if not fits or not (0 <= pair[0] < decoder.layers and 0 <= pair[1] < heads):
+            raise CorruptCheckpointError(
+                f"generation_config.json: 'alignment_heads' must be [layer, head] pairs below "
+                f"[{decoder.layers}, {heads}], but has {pair!r}."
+            )
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
 
 
 def _attention(width: int, heads: int) -> AttentionSpec:

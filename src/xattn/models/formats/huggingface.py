@@ -1,6 +1,7 @@
 """Hugging Face checkpoint directories: config.json and safetensors, one file or shards."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from xattn.errors import CorruptCheckpointError
+from xattn.errors import CheckpointError, CorruptCheckpointError, UnsupportedModelError
 from xattn.inputs.tokenizers import load_tokenizer
 from xattn.models.families import family_of
 from xattn.models.network import Network
@@ -35,9 +36,15 @@ def read(path: Path, origin: str) -> Checkpoint:
     generation: Mapping[str, Any] = {}
     if (path / "generation_config.json").is_file():
         generation = read_json(path / "generation_config.json")
-    family = family_of(config)
+    _refuse_quantised(path, config)
     tensors = read_safetensors(path)
-    spec = _with_own_head(family.spec(config, generation), family.table, tensors)
+    try:
+        family = family_of(config)
+        spec = family.spec(config, generation)
+    except CheckpointError as error:
+        # Families see a config and not where it came from.
+        raise type(error)(f"{path}: {error}") from error
+    spec = _with_own_head(spec, family.table, tensors)
     with torch.device("meta"):
         expected = [name for name, _ in Network(spec).named_parameters()]
     weights, names, unused = family.table.bind(expected, tensors)
@@ -54,6 +61,17 @@ def read(path: Path, origin: str) -> Checkpoint:
         names=names,
         unused=unused,
     )
+
+
+def _refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
+    quantisation = config.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+        raise UnsupportedModelError(
+            f"{path}: its weights are quantised ({method or 'quantization_config'}), which is not "
+            "read from safetensors; take the unquantised checkpoint, a GGUF file, or a CTranslate2 "
+            "conversion."
+        )
 
 
 def _with_own_head(spec: ModelSpec, table: WeightTable, tensors: Mapping[str, Weight]) -> ModelSpec:
@@ -74,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; :class:`CorruptCheckpointError` with the place where it breaks."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise CorruptCheckpointError(
@@ -86,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_safetensors(path: Path) -> dict[str, Weight]:
     """All tensors of the directory, by name, not read yet."""
     index = path / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (path / "model.safetensors").is_file():
         entries = read_json(index).get("weight_map")
         if not isinstance(entries, dict):
             raise CorruptCheckpointError(f"{index}: has no 'weight_map'.")
@@ -126,7 +144,5 @@ def _tensors_of(file: Path) -> dict[str, Weight]:
 
 def _flattened(weight: Weight) -> Weight:
     """``final_logits_bias`` is stored as [1, V]."""
-    size = 1
-    for extent in weight.shape:
-        size *= extent
+    size = math.prod(weight.shape)
     return Weight(origin=weight.origin, shape=(size,), load=lambda: weight.load().reshape(-1))
