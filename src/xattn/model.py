@@ -14,7 +14,7 @@ from xattn.decoding.prompts import Prompt, checked, target_prefix, token_ids_of,
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.search import decode, stream
 from xattn.decoding.settings import Settings
-from xattn.decoding.speech import speech_start, spoken_words
+from xattn.decoding.speech import speech_start, spoken_words, words_within
 from xattn.decoding.stopping import StopFilter
 from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
@@ -178,8 +178,14 @@ class Model:
         bound = "True only with one memory of an audio model"
         require(self._reads_audio and len(memories) == 1, "word_timestamps", bound, word_timestamps)
         start = speech_start(self.network, self._whisper, memories[0], language, task)
-        words = spoken_words(self.network, self._whisper, memories[0], start, answer.tokens)
-        return replace(answer, words=words)
+
+        def timed(one: Generation) -> Generation:
+            tokens = (request.prompt, one.tokens)
+            words = spoken_words(self.network, self._whisper, memories[0], start, *tokens)
+            return replace(one, words=words_within(words, one.text))
+
+        others = tuple(timed(other) for other in answer.alternatives)
+        return replace(timed(answer), alternatives=others)
 
     def generate_batch(
         self,
@@ -232,7 +238,8 @@ class Model:
 
         Arguments are those of :meth:`generate`, without beams, and are checked before this returns.
         """
-        given = self._settings({"num_beams": 1, **settings})
+        alone = {"num_beams": 1, "num_return_sequences": 1}
+        given = self._settings(alone | settings)
         memories = self._memories(memory, language)
         request, resolved = self._request(memories, prompt, given, language, target_language, task)
         pieces = TextStream(self.tokenizer, unit)
@@ -353,9 +360,18 @@ class Model:
         source_language = None if self._reads_audio else language
         encoded = iter(self.encode_batch(raw, language=source_language) if raw else ())
         return [
-            tuple(item if isinstance(item, Memory) else next(encoded) for item in group)
+            tuple(self._own(item) if isinstance(item, Memory) else next(encoded) for item in group)
             for group in groups
         ]
+
+    def _own(self, memory: Memory) -> Memory:
+        """``memory``; :class:`UsageError` if another encoder made it."""
+        if self.network.encoder is not None and memory.key.encoder != self.network.encoder_digest:
+            raise UsageError(
+                f"{memory!r} was made by another encoder than that of {self.name}; "
+                "encode its source with this model."
+            )
+        return memory
 
     @cached_property
     def _whisper(self) -> WhisperTokens:
@@ -384,18 +400,36 @@ class Model:
             return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size))), settings
         if not memories:
             raise UsageError(f"{self.name} is an encoder-decoder: `memory` must be given.")
-        if target_language is not None:
-            settings = replace(settings, forced_bos_token_id=self._language_token(target_language))
-        start = self.start_tokens(memories[0], language=language, task=task)
         ids = [] if prompt is None else target_prefix(prompt, self._tokenizer, vocab_size)
-        if ids and ids[0] == self._decoder_start:
+        declared = self.spec.tokens.decoder_start
+        if self._reads_audio:
+            if ids and ids[0] == declared:
+                return Request(tuple(ids), memories), settings
+            start = self.start_tokens(memories[0], language=language, task=task)
+            return Request((*start, *ids), memories), settings
+        if ids and ids[0] == declared and target_language is None:
             return Request(tuple(ids), memories), settings
-        return Request((*start, *ids), memories), settings
+        prefix = ids[1:] if ids and ids[0] == declared else ids
+        if target_language is None:
+            return Request((self._decoder_start, *prefix), memories), settings
+        token = self._language_token(target_language)
+        if self.tokenizer.language_starts_decoding:
+            return Request((token, *prefix), memories), settings
+        if prefix:
+            # The language comes before the prefix, and so can no longer be forced after it.
+            settings = replace(settings, forced_bos_token_id=None)
+            return Request((self._decoder_start, token, *prefix), memories), settings
+        settings = replace(settings, forced_bos_token_id=token)
+        return Request((self._decoder_start,), memories), settings
 
     @property
     def _decoder_start(self) -> int:
         start = self.spec.tokens.decoder_start
-        assert start is not None
+        if start is None:
+            raise UsageError(
+                f"{self.name} names no decoder start token: give `target_language`, whose token it "
+                "begins with, or decode with a checkpoint that names one."
+            )
         return start
 
     def _language_token(self, language: str) -> int:

@@ -165,3 +165,22 @@ def test_smollm2_answers_and_streams():
     alone = [model.generate(prompt=p, max_new_tokens=8).tokens for p in prompts]
     batch = model.generate_batch(prompts=prompts, max_new_tokens=8)
     assert [answer.tokens for answer in batch] == alone
+
+
+def test_words_have_the_same_times_with_a_prompt_before_them(whisper, memory):
+    whole = whisper.generate(memory, word_timestamps=True).words
+    begun = whisper.generate(
+        memory, " Many people can read the same book.", word_timestamps=True
+    ).words
+    assert [word.word for word in begun] == [word.word for word in whole[7:]]
+    for one, other in zip(begun, whole[7:], strict=True):
+        assert (one.start, one.end) == (other.start, other.end)
+        assert one.probability == pytest.approx(other.probability, abs=1e-4)
+
+
+def test_words_end_where_a_stop_string_cut_the_text(whisper, memory):
+    answer = whisper.generate(
+        memory, word_timestamps=True, stop_strings=["read"], num_beams=2, num_return_sequences=2
+    )
+    for one in (answer, *answer.alternatives):
+        assert [word.word.strip().lower() for word in one.words] == ["many", "people", "can"]

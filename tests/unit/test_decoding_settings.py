@@ -119,3 +119,25 @@ def test_keywords_go_before_the_checkpoint():
 def test_a_checkpoint_that_asks_for_more_than_is_run_is_heard():
     with pytest.warns(UserWarning, match=r"diversity_penalty=0\.5"):
         Settings.resolve({"diversity_penalty": 0.5, "num_beam_groups": 1, "guidance_scale": None})
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "call", "want"),
+    [
+        ({"min_length": 30}, {"min_new_tokens": 3}, {"min_length": 0, "min_new_tokens": 3}),
+        ({"min_new_tokens": 20}, {"max_new_tokens": 5}, {"min_new_tokens": 5}),
+        (
+            {"num_beams": 4, "num_return_sequences": 3},
+            {"num_beams": 1},
+            {"num_beams": 1, "num_return_sequences": 1},
+        ),
+    ],
+)
+def test_a_checkpoints_setting_gives_way_to_the_callers(checkpoint, call, want):
+    settings = Settings.resolve(checkpoint, **call)
+    assert {name: getattr(settings, name) for name in want} == want
+
+
+def test_early_stopping_is_a_truth_value_or_never():
+    with pytest.raises(UsageError, match="early_stopping"):
+        Settings(num_beams=2, early_stopping=1)

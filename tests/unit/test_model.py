@@ -133,11 +133,9 @@ def test_what_is_not_taken_is_said(load, name, call, error, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_memory_of_another_model_is_refused(load):
-    foreign = load("t5").encode(SOURCE)
-    wide = xattn.Memory(
-        states_SD=torch.zeros(5, 48), key=foreign.key, spans=foreign.spans, label="wide"
-    )
+def test_a_memory_of_another_width_is_refused(load):
+    own = load("bart").encode(SOURCE)
+    wide = xattn.Memory(states_SD=torch.zeros(5, 48), key=own.key, spans=own.spans, label="wide")
     with pytest.raises(UsageError, match=re.escape("width 48")):
         load("bart").generate(wide)
 
@@ -202,3 +200,19 @@ def test_rows_that_leave_take_their_memories_along(load):
         model.network.step(tokens[:2], want)
         got = model.network.step(tokens[:2] + 1, state)
         torch.testing.assert_close(got, model.network.step(tokens[:2] + 1, want))
+
+
+def test_a_memory_of_another_encoder_is_refused_though_it_fits(load):
+    with pytest.raises(UsageError, match="was made by another encoder"):
+        load("bart").generate(load("t5").encode(SOURCE))
+
+
+@pytest.mark.parametrize("pad", [-1, tiny.VOCAB, 10**6])
+def test_a_pad_token_outside_the_table_does_no_harm(pad, tmp_path):
+    tiny.make("llama", tmp_path)
+    prompts = [[3, 4, 5], [6]]
+    want = [xattn.load(tmp_path).generate(prompt=p, max_new_tokens=4).tokens for p in prompts]
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation | {"pad_token_id": pad}))
+    answers = xattn.load(tmp_path).generate_batch(prompts=prompts, max_new_tokens=4)
+    assert [answer.tokens for answer in answers] == want

@@ -108,8 +108,9 @@ def prefill(network: Steps[S], batch: Plan, settings: Settings, form: Form) -> t
     """Run all prompts, padded on the right: the state, and the logits ``[R, V]`` after them."""
     prompts = [request.prompt for request in batch.requests]
     lengths = [len(prompt) for prompt in prompts]
-    longest, filler = max(lengths), settings.pad or 0
-    padded = [[*prompt, *[filler] * (longest - len(prompt))] for prompt in prompts]
+    longest = max(lengths)
+    # What fills is never seen, and any token will do: a checkpoint's pad may be outside the table.
+    padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
     tokens_RT = torch.tensor(padded, device=network.device)
     ragged = min(lengths) < longest
     counts_R = torch.tensor(lengths, device=network.device) if ragged else None

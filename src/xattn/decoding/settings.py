@@ -183,7 +183,7 @@ class Settings:
         require(
             _number(self.length_penalty), "length_penalty", "a finite number", self.length_penalty
         )
-        fits = self.early_stopping in (True, False, "never")
+        fits = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
         require(fits, "early_stopping", "True, False or 'never'", self.early_stopping)
         fits = self.patience is None or (_number(self.patience) and self.patience > 0)
         require(fits, "patience", "above 0, or None", self.patience)
@@ -233,9 +233,22 @@ class Settings:
         explicit = any(given.get(name) is not None for name in LENGTHS)
         if explicit:
             values = {k: v for k, v in values.items() if k not in LENGTHS}
-        values = {k: v for k, v in values.items() if k in known} | given
+        values = _without_conflicts({k: v for k, v in values.items() if k in known}, given) | given
         values.setdefault("strict_length", explicit)
         return cls(**{k: _normal(k, v) for k, v in values.items() if not _means_default(k, v)})
+
+
+def _without_conflicts(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings without those that the caller's own leave no room for."""
+    kept = dict(defaults)
+    if given.get("min_new_tokens") is not None:
+        kept.pop("min_length", None)
+    most, least = given.get("max_new_tokens"), kept.get("min_new_tokens")
+    if isinstance(most, int) and isinstance(least, int) and least > most:
+        kept["min_new_tokens"] = most
+    if "num_beams" in given and "num_return_sequences" not in given:
+        kept.pop("num_return_sequences", None)
+    return kept
 
 
 def _number(value: object) -> bool:

@@ -44,26 +44,32 @@ def spoken_words(
     tokens: WhisperTokens,
     memory: Memory,
     start: SpeechStart,
+    prompt: Sequence[int],
     text: Sequence[int],
 ) -> tuple[Word, ...]:
     """When each word of the decoded ``text`` tokens was spoken, in seconds of the recording.
 
-    Two decoder passes over the text, for its probabilities and for the alignment heads' weights.
+    Text in the ``prompt`` that they continue is aligned with them. Two decoder passes over the
+    text, for its probabilities and for the alignment heads' weights.
     """
     defaults = TranscriptionSettings()
+    # What stands before the start of transcript was said earlier, if at all.
+    begun = prompt[prompt.index(tokens.start) + 1 :] if tokens.start in prompt else prompt
+    told = tuple(token for token in begun if token < tokens.end)
     spoken = tuple(token for token in text if token < tokens.end)
     seconds = float(memory.details.get("seconds", memory.spans[-1].end))
-    draft = Draft(0.0, seconds, spoken)
+    drafts = [Draft(0.0, seconds, told)] if told else []
+    drafts.append(Draft(0.0, seconds, spoken))
     timings = word_timings(
         HeardWindow(network, memory),
         tokens,
         start.tokens[:-1],
-        spoken,
+        told + spoken,
         start.language,
         int(seconds * FRAMES_PER_SECOND),
     )
     place_words(
-        [draft],
+        drafts,
         timings,
         end_token=tokens.end,
         offset=0.0,
@@ -71,4 +77,15 @@ def spoken_words(
         prepended=defaults.prepend_punctuations,
         appended=defaults.append_punctuations,
     )
-    return finished(draft.words)
+    return finished(drafts[-1].words)
+
+
+def words_within(words: Sequence[Word], text: str) -> tuple[Word, ...]:
+    """The words that ``text`` begins with: a stop string may have cut what was decoded."""
+    kept, length = [], 0
+    for word in words:
+        length += len(word.word)
+        if length > len(text):
+            break
+        kept.append(word)
+    return tuple(kept)

@@ -88,6 +88,8 @@ class TranscriptionSettings:
         for name in ("temperature", "suppress_tokens", "initial_prompt"):
             value = getattr(self, name)
             plain = value if isinstance(value, str | None) else _tuple(value)
+            if name == "suppress_tokens" and value is None:
+                plain = ()
             object.__setattr__(self, name, plain)
         object.__setattr__(self, "clip_timestamps", _clips(self.clip_timestamps))
         if self.vad_parameters is None:

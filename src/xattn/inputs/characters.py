@@ -63,6 +63,11 @@ class CharacterTokenizer:
         """Empty: there are no language tokens."""
         return {}
 
+    @property
+    def language_starts_decoding(self) -> bool:
+        """False: there are no language tokens."""
+        return False
+
     def encode(self, text: str) -> Encoded:
         """Ids of the characters between ``bos`` and ``eos``; unknown characters become ``unk``."""
         ids = [self._source_ids.get(character, self.unk) for character in text]

@@ -71,6 +71,11 @@ class FastTokenizer:
         tokens = {token.content: id for id, token in self._added.items()}
         return {code: id for code, id in tokens.items() if self.rule.codes.fullmatch(code)}
 
+    @property
+    def language_starts_decoding(self) -> bool:
+        """Whether a target language's token takes the place of the decoder start token."""
+        return self.rule is not None and self.rule.starts_decoding
+
     def encode(self, text: str) -> Encoded:
         """Tokens with the special tokens that the checkpoint puts around a text."""
         if self.frame is not None:

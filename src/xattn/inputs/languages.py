@@ -87,10 +87,17 @@ class LanguageRule:
     """The language that is assumed when neither the checkpoint nor the caller names one."""
     place: Literal["before", "after"]
     """``before``: code, text, end of sequence. ``after``: text, end of sequence, code."""
+    starts_decoding: bool = False
+    """The target's code stands in place of the decoder start token, and not after it."""
 
 
 RULES: Mapping[str, LanguageRule] = {
-    "mbart": LanguageRule(codes=re.compile(r"[a-z]{2}_[A-Z]{2}"), default="en_XX", place="after"),
+    "mbart": LanguageRule(
+        codes=re.compile(r"[a-z]{2}_[A-Z]{2}"),
+        default="en_XX",
+        place="after",
+        starts_decoding=True,
+    ),
     "mbart50": LanguageRule(
         codes=re.compile(r"[a-z]{2}_[A-Z]{2}"), default="en_XX", place="before"
     ),

@@ -111,6 +111,7 @@ class PieceTokenizer:
     """Ids that decoding leaves out."""
     frame: Frame
     languages: Mapping[str, int] = field(default_factory=dict)
+    language_starts_decoding: bool = False
     code: re.Pattern[str] | None = None
     """A token in front of a text that names the target language (Marian's ``>>fra<<``)."""
     special_gap: str = ""

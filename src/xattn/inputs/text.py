@@ -59,6 +59,11 @@ class Tokenizer(Protocol):
         """Language code -> token id, where one model serves many languages; else empty."""
         ...
 
+    @property
+    def language_starts_decoding(self) -> bool:
+        """The target language's token is the decoder start token (mBART), not the one after it."""
+        ...
+
     def encode(self, text: str) -> Encoded:
         """Tokens of a source text with the special tokens that an encoder expects around them.
 
