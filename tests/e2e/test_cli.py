@@ -118,10 +118,11 @@ def test_records_are_transcribed_and_resumed(xattn, tmp_path):
     source.write_text(
         "".join(json.dumps({"id": name, "audio": str(RECORDING)}) + "\n" for name in "ab")
     )
-    output.write_text('{"id": "a", "text": "from an earlier run"}\n{"id": "b", "te')
+    earlier = {"id": "a", "audio": str(RECORDING), "text": "from an earlier run"}
+    output.write_text(json.dumps(earlier) + '\n{"id": "b", "te')
     xattn("transcribe", "--jsonl", source, "--output", output)
     first, second = map(json.loads, output.read_text().splitlines())
-    assert first == {"id": "a", "text": "from an earlier run"}
+    assert first == earlier
     assert second["id"] == "b"
     assert words(second["text"]) == SPOKEN
 

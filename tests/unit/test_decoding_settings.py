@@ -141,3 +141,10 @@ def test_a_checkpoints_setting_gives_way_to_the_callers(checkpoint, call, want):
 def test_early_stopping_is_a_truth_value_or_never():
     with pytest.raises(UsageError, match="early_stopping"):
         Settings(num_beams=2, early_stopping=1)
+
+
+def test_asking_for_samples_without_sampling_warns():
+    with pytest.warns(UserWarning, match=r"`temperature` and `top_p` without do_sample=True"):
+        Settings.resolve({}, temperature=0.7, top_p=0.9)
+    Settings.resolve({"do_sample": True}, temperature=0.7)
+    Settings.resolve({"temperature": 0.6})

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from xattn.cli.jsonl import finished_ids, read_records, run_records
+from xattn.cli.jsonl import finished_records, read_records, run_records
 from xattn.errors import InvalidSourceError, SourceNotFoundError, UsageError
 
 
@@ -60,7 +60,7 @@ def test_records_may_come_from_stdin(monkeypatch):
 def test_results_join_the_fields_of_their_record(tmp_path):
     output = tmp_path / "deep" / "out.jsonl"
     records = [{"id": 1, "text": "ä", "reference": "kept"}]
-    assert run_records(records, str(output), upper) == 0
+    assert run_records(records, str(output), upper, fields=["text"]) == 0
     assert loaded(output) == [{"id": 1, "text": "ä", "reference": "kept", "upper": "Ä"}]
     assert "ä" in output.read_text()
 
@@ -68,14 +68,16 @@ def test_results_join_the_fields_of_their_record(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_resume_does_only_what_is_missing(tmp_path, batch_size):
     records = [{"id": n, "text": f"t{n}"} for n in range(5)]
-    output = jsonl(tmp_path / "out.jsonl", [{"id": 3, "upper": "T3"}, {"id": 0, "upper": "T0"}])
+    output = jsonl(
+        tmp_path / "out.jsonl", [{"id": n, "text": f"t{n}", "upper": f"T{n}"} for n in (3, 0)]
+    )
     seen = []
 
     def work(batch):
         seen.extend(record["id"] for record in batch)
         return upper(batch)
 
-    run_records(records, str(output), work, batch_size=batch_size)
+    run_records(records, str(output), work, batch_size=batch_size, fields=["text"])
     assert seen == [1, 2, 4]
     assert sorted(record["id"] for record in loaded(output)) == [0, 1, 2, 3, 4]
 
@@ -84,13 +86,13 @@ def test_every_cut_of_the_last_line_is_survived(tmp_path):
     """A run killed at any byte of its last line ends, when run again, with the same output."""
     records = [{"id": f"é{n}", "text": f"text {n}"} for n in range(2)]
     whole = tmp_path / "whole.jsonl"
-    run_records(records, str(whole), upper)
+    run_records(records, str(whole), upper, fields=["text"])
     content = whole.read_bytes()
     first = content.index(b"\n") + 1
     for cut in range(first, len(content) + 1):
         output = tmp_path / f"{cut}.jsonl"
         output.write_bytes(content[:cut])
-        run_records(records, str(output), upper)
+        run_records(records, str(output), upper, fields=["text"])
         assert output.read_bytes() == content, f"cut at byte {cut} of {len(content)}"
 
 
@@ -99,14 +101,14 @@ def test_a_bad_line_inside_the_output_is_not_taken_for_a_cut(tmp_path):
     output.write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
     before = output.read_bytes()
     with pytest.raises(UsageError, match="line 2"):
-        finished_ids(output)
+        finished_records(output)
     assert output.read_bytes() == before
 
 
 def test_an_output_of_something_else_is_left_alone(tmp_path):
     output = jsonl(tmp_path / "notes.jsonl", [{"note": "mine"}])
     with pytest.raises(UsageError, match="has no 'id'"):
-        run_records([{"id": 1, "text": "a"}], str(output), upper)
+        run_records([{"id": 1, "text": "a"}], str(output), upper, fields=["text"])
     assert loaded(output) == [{"note": "mine"}]
 
 
@@ -118,7 +120,9 @@ def test_each_record_is_on_disk_before_the_next_batch(tmp_path):
         lines_before.append(len(output.read_text().splitlines()))
         return upper(batch)
 
-    run_records([{"id": n, "text": "a"} for n in range(4)], str(output), work, batch_size=2)
+    run_records(
+        [{"id": n, "text": "a"} for n in range(4)], str(output), work, batch_size=2, fields=["text"]
+    )
     assert lines_before == [0, 2]
 
 
@@ -133,13 +137,40 @@ def test_a_record_that_fails_is_named_left_out_and_tried_again(tmp_path, capsys,
                 raise InvalidSourceError("the source\nis empty")
         return upper(batch)
 
-    assert run_records(records, str(output), picky, batch_size=batch_size) == 1
+    assert run_records(records, str(output), picky, batch_size=batch_size, fields=["text"]) == 1
     assert [record["id"] for record in loaded(output)] == ["a", "c"]
     assert capsys.readouterr().err == "xattn: error: record 'b': the source is empty\n"
-    assert run_records(records, str(output), upper) == 0
+    assert run_records(records, str(output), upper, fields=["text"]) == 0
     assert [record["id"] for record in loaded(output)] == ["a", "c", "b"]
 
 
 def test_without_an_output_file_records_go_to_stdout(capsys):
-    run_records([{"id": 1, "text": "a"}], "-", upper)
+    run_records([{"id": 1, "text": "a"}], "-", upper, fields=["text"])
     assert json.loads(capsys.readouterr().out) == {"id": 1, "text": "a", "upper": "A"}
+
+
+@pytest.mark.parametrize(
+    "held", [{"id": 1, "text": "another"}, {"id": 1, "audio": "x.wav", "upper": "TEXT"}]
+)
+def test_the_output_of_another_run_is_refused(tmp_path, held):
+    output = jsonl(tmp_path / "out.jsonl", [held])
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match=r"holds another record with the id 1: its 'text'"):
+        run_records([{"id": 1, "text": "t"}], str(output), upper, fields=["text"])
+    assert output.read_bytes() == before
+
+
+def test_a_field_that_the_result_replaces_does_not_count(tmp_path):
+    output = tmp_path / "out.jsonl"
+    records = [{"id": 1, "text": "t", "upper": "what somebody expected"}]
+    run_records(records, str(output), upper, fields=["text"])
+    run_records(records, str(output), upper, fields=["text"])
+    assert len(loaded(output)) == 1
+
+
+def test_what_is_done_already_is_said(tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    records = [{"id": n, "text": "t"} for n in range(3)]
+    run_records(records[:2], str(output), upper, fields=["text"])
+    run_records(records, str(output), upper, fields=["text"])
+    assert f"2 of 3 records are in {output} already" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def generate(
     An encoder-decoder model reads the prompt with its encoder. Records of --jsonl have a "prompt"
     or chat "messages"; the output adds "text".
     """
-    require_one_input(prompts, jsonl, what="PROMPT")
+    require_one_input(prompts, jsonl, output, what="PROMPT")
     if stream and (json or jsonl is not None):
         raise UsageError(
             "--stream prints text as it comes; it goes with neither --json nor --jsonl."
@@ -75,11 +75,13 @@ def generate(
     if system is not None and not chat:
         raise UsageError("--system is a chat message; add --chat.")
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
-    wrap = _message(system) if chat else str
+    if "logprobs" in settings and not json and jsonl is None:
+        raise UsageError("--logprobs is reported as JSON; add --json.")
+    wrap = _message(system) if chat else _same
 
     def work(records: Sequence[Record]) -> list[Record]:
         prompts = [
-            _messages(record) if "messages" in record else wrap(record["prompt"])
+            _messages(record) if "messages" in record else wrap(_prompt(record))
             for record in records
         ]
         answers = loaded.generate_batch(**_inputs(loaded, prompts), **settings)
@@ -99,6 +101,17 @@ def _message(system: str | None) -> Callable[[str], Any]:
     """A prompt as the messages of a chat."""
     before = [] if system is None else [{"role": "system", "content": system}]
     return lambda text: [*before, {"role": "user", "content": text}]
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def _prompt(record: Record) -> str:
+    """A record's prompt; raises :class:`UsageError` for anything but text."""
+    if not isinstance(record["prompt"], str):
+        raise UsageError(f"'prompt' must be text, but is {record['prompt']!r} instead.")
+    return record["prompt"]
 
 
 def _messages(record: Record) -> Any:

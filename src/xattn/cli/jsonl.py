@@ -1,8 +1,9 @@
 """Records in and out, one JSON object a line, with resume.
 
 Input records carry an ``id`` (the line number where there is none). An output line is the input
-record with the result's fields added. A run that was stopped goes on where it stopped: ids already
-in the output are skipped, and a last line that was cut off while it was written is dropped.
+record with the result's fields added. A run that was stopped goes on where it stopped: records
+already in the output are skipped, and a last line that was cut off while it was written is dropped.
+An output that holds another record under the same id belongs to another run, and is refused.
 """
 
 import json
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from xattn.cli.console import Progress, print_error
+from xattn.cli.console import Progress, print_error, print_note
 from xattn.errors import SourceNotFoundError, UnreadableSourceError, UsageError, XattnError
 
 Record = dict[str, Any]
@@ -46,10 +47,10 @@ def read_records(source: str, fields: Sequence[str]) -> list[Record]:
     return list(records.values())
 
 
-def finished_ids(output: Path) -> set[Any]:
-    """Ids already in ``output``. Repairs the file: a last line that was cut off is dropped."""
+def finished_records(output: Path) -> dict[Any, Record]:
+    """Records already in ``output``, by id; drops a last line that was cut off from the file."""
     if not output.exists():
-        return set()
+        return {}
     content = output.read_bytes()
     *lines, last = content.split(b"\n")
     if last:
@@ -61,15 +62,37 @@ def finished_ids(output: Path) -> set[Any]:
             with output.open("ab") as file:
                 file.write(b"\n")
             lines.append(last)
-    ids = set()
+    found: dict[Any, Record] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{output} line {number}"
             record = _parse(line.decode("utf-8", errors="replace"), where)
             if "id" not in record:
                 raise UsageError(f"{where} has no 'id'; is {str(output)!r} an output of xattn?")
-            ids.add(record["id"])
-    return ids
+            found[record["id"]] = record
+    return found
+
+
+def records_left(records: Sequence[Record], output: Path, fields: Sequence[str]) -> list[Record]:
+    """The records that ``output`` lacks; says on stderr how many it has.
+
+    Raises :class:`UsageError` where one of its records has the id of another input, which
+    ``fields`` are.
+    """
+    done = finished_records(output)
+    for record in records:
+        result = done.get(record["id"], record)
+        other = next((name for name in fields if record.get(name) != result.get(name)), None)
+        if other is not None:
+            raise UsageError(
+                f"{output} holds another record with the id {record['id']!r}: its {other!r} is "
+                f"{result.get(other)!r}, and the input's is {record.get(other)!r}. Give another "
+                "--output, or move that file away."
+            )
+    left = [record for record in records if record["id"] not in done]
+    if len(left) < len(records):
+        print_note(f"{len(records) - len(left)} of {len(records)} records are in {output} already")
+    return left
 
 
 def run_records(
@@ -77,6 +100,7 @@ def run_records(
     output: str,
     work: Callable[[Sequence[Record]], Sequence[Record]],
     *,
+    fields: Sequence[str],
     batch_size: int = 1,
 ) -> int:
     """Do ``work`` on each record that ``output`` (``-``: stdout) lacks; returns how many failed.
@@ -84,8 +108,7 @@ def run_records(
     A record that fails is named on stderr and left out of the output, so that the next run tries
     it again.
     """
-    done = set() if output == "-" else finished_ids(Path(output))
-    left = [record for record in records if record["id"] not in done]
+    left = list(records) if output == "-" else records_left(records, Path(output), fields)
     failed, finished = 0, len(records) - len(left)
     progress = Progress("records", results_on_stdout=output == "-")
     with _opened(output) as file, progress:

@@ -112,6 +112,12 @@ def takes(
     return decorate
 
 
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether the option ``name`` stands on the command line itself, and not in a settings file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def numbers(name: str, value: str) -> tuple[float, ...]:
     """``0,0.2,0.4`` as floats."""
     return tuple(_each(name, value, float, "numbers"))

@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from xattn.cli.console import print_json, print_line
-from xattn.cli.failures import FAILED
+from xattn.cli.console import print_error, print_json, print_line
+from xattn.cli.failures import FAILED, code_of
 from xattn.cli.jsonl import Record, read_records, run_records
-from xattn.errors import UnreadableSourceError, UsageError
+from xattn.errors import UnreadableSourceError, UsageError, XattnError
 
 if TYPE_CHECKING:
     from xattn.generation import Generation
@@ -22,7 +23,11 @@ def run_jsonl(
     jsonl: str, output: str, work: Work, *, fields: Sequence[str], batch_size: int
 ) -> None:
     """Work through a file of records; exit code 1 if some failed."""
-    failed = run_records(read_records(jsonl, fields), output, work, batch_size=batch_size)
+    if "-" not in (jsonl, output) and Path(jsonl).resolve() == Path(output).resolve():
+        raise UsageError(f"--output must be another file than --jsonl, but both are {output!r}.")
+    failed = run_records(
+        read_records(jsonl, fields), output, work, fields=fields, batch_size=batch_size
+    )
     if failed:
         raise typer.Exit(FAILED)
 
@@ -30,18 +35,28 @@ def run_jsonl(
 def run_texts(
     texts: Sequence[str], work: Work, *, field: str, result_field: str, json: bool
 ) -> None:
-    """One result for each text (``-``: each line of stdin), as text or as one JSON document."""
-    results = []
+    """One result for each text (``-``: each line of stdin), as text or as one JSON document.
+
+    A text that fails is named, and the others are still done; the worst exit code counts.
+    """
+    results, worst = [], 0
+    single = len(texts) == 1 and texts[0] != "-"
     for text in read_texts(texts):
         record: Record = {field: text}
-        [result] = work([record])
+        try:
+            [result] = work([record])
+        except XattnError as error:
+            worst = max(worst, code_of(error))
+            print_error(error if single else f"{text!r}: {error}")
+            continue
         if json:
             results.append(record | result)
         else:
             print_line(as_text(result, result_field))
-    if json:
-        single = len(texts) == 1 and texts[0] != "-"
+    if json and results:
         print_json(results[0] if single else results)
+    if worst:
+        raise typer.Exit(worst)
 
 
 def read_texts(texts: Sequence[str]) -> Iterator[str]:
@@ -59,8 +74,15 @@ def read_texts(texts: Sequence[str]) -> Iterator[str]:
                 ) from error
 
 
-def require_one_input(given: Sequence[str] | None, jsonl: str | None, *, what: str) -> None:
-    """Exactly one of arguments and ``--jsonl``; raises :class:`UsageError`."""
+def require_one_input(
+    given: Sequence[str] | None, jsonl: str | None, output: str, *, what: str
+) -> None:
+    """Exactly one of arguments and ``--jsonl``, which ``--output`` belongs to.
+
+    Raises :class:`UsageError`.
+    """
+    if jsonl is None and output != "-":
+        raise UsageError("--output is where --jsonl writes; without --jsonl, redirect stdout.")
     if given and jsonl is not None:
         raise UsageError(f"give either {what} or --jsonl, not both.")
     if not given and jsonl is None:

@@ -28,6 +28,7 @@ from xattn.cli.options import (
     Threads,
     numbers,
     takes,
+    was_typed,
     whole_numbers,
 )
 from xattn.cli.texts import require_one_input, run_jsonl
@@ -131,6 +132,7 @@ OutputDir = Annotated[
 
 @takes(TRANSCRIPTION | LAYOUT)
 def transcribe(
+    context: typer.Context,
     sources: Sources = None,
     *,
     model: ModelName = "whisper-tiny.en",
@@ -149,8 +151,13 @@ def transcribe(
 
     Records of --jsonl have an "audio", the path of a recording; the output adds its transcript.
     """
-    require_one_input(sources, jsonl, what="AUDIO")
+    require_one_input(sources, jsonl, output, what="AUDIO")
     sources = sources or []
+    if jsonl is not None:
+        for flag in ("output_format", "output_dir"):
+            if was_typed(context, flag):
+                name = flag.replace("_", "-")
+                raise UsageError(f"--{name} is for files; --jsonl writes records to --output.")
     if output_dir is not None:
         _require_distinct_names(sources)
     elif not json:
@@ -180,8 +187,10 @@ def _transcribe_all(
     """Each recording in turn; one that fails is named, and the others are still transcribed."""
     documents, worst = [], 0
     prints = output_dir is None and not json
-    for source in sources:
+    for number, source in enumerate(sources):
         try:
+            if prints and len(sources) > 1:
+                print_line(f"{'' if number == 0 else chr(10)}==> {source} <==")
             transcript = _transcribe_one(
                 model, source, settings, print_lines=prints and output_format == "txt"
             )

@@ -57,7 +57,7 @@ def translate(
 
     Records of --jsonl have a "text"; the output adds "translation".
     """
-    require_one_input(texts, jsonl, what="TEXT")
+    require_one_input(texts, jsonl, output, what="TEXT")
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
 
     def work(records: Sequence[Record]) -> list[Record]:

@@ -13,6 +13,7 @@ DEFAULT_NEW_TOKENS = 256
 """New tokens at most, where neither the caller nor the checkpoint says."""
 
 ALIASES = {"eos_token_id": "eos", "pad_token_id": "pad"}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 LENGTHS = ("max_new_tokens", "max_length")
 SEQUENCES = ("eos", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
 
@@ -235,7 +236,21 @@ class Settings:
             values = {k: v for k, v in values.items() if k not in LENGTHS}
         values = _without_conflicts({k: v for k, v in values.items() if k in known}, given) | given
         values.setdefault("strict_length", explicit)
-        return cls(**{k: _normal(k, v) for k, v in values.items() if not _means_default(k, v)})
+        settings = cls(**{k: _normal(k, v) for k, v in values.items() if not _means_default(k, v)})
+        _warn_about_sampling(given, settings)
+        return settings
+
+
+def _warn_about_sampling(given: Mapping[str, Any], settings: Settings) -> None:
+    """Say so where the caller asks for a way to sample and for no sampling."""
+    idle = [name for name in SAMPLING if given.get(name) is not None]
+    if idle and not settings.do_sample:
+        warnings.warn(
+            f"{' and '.join(f'`{name}`' for name in idle)} without do_sample=True changes nothing: "
+            "the likeliest token is taken.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _without_conflicts(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

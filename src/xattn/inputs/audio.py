@@ -14,7 +14,9 @@ Axes: T samples, C channels, M mel bins, B frequency bins, F frames.
 
 import io
 import os
+import re
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +44,8 @@ HOP_SAMPLES = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_SAMPLES
 WINDOW_FRAMES = 3000
 MAX_CHANNELS = 64
+UNKNOWN_FRAMES = 2**62
+"""libsndfile answers a larger number where a stream does not say its length."""
 PREPROCESSING = "log-mel/1"
 """Name and version of the transform; part of a memory's key."""
 
@@ -188,6 +192,9 @@ def _decode(file: BinaryIO, label: str) -> tuple[Samples, int]:
             # A reader is asked to look at the bytes, not at the name: hence the nameless wrapper.
             with soundfile.SoundFile(_Nameless(file)) as sound:
                 samples_TC = sound.read(dtype="float32", always_2d=True)
+                lost = _frames_lost(sound, len(samples_TC))
+                if lost > 0:
+                    _warn_of_loss(label, lost, sound.samplerate)
                 return np.ascontiguousarray(samples_TC.T), sound.samplerate
         except soundfile.LibsndfileError as error:
             refusal = f"soundfile: {error.error_string}"
@@ -200,7 +207,7 @@ def _decode(file: BinaryIO, label: str) -> tuple[Samples, int]:
         with av.open(file, mode="r", metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise UnreadableSourceError(f"{label!r} has no audio track ({refusal}).")
-            pieces_CT, rate = list(_frames(container)), container.streams.audio[0].rate
+            pieces_CT, rate = list(_frames(container, label)), container.streams.audio[0].rate
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnreadableSourceError(
@@ -210,23 +217,52 @@ def _decode(file: BinaryIO, label: str) -> tuple[Samples, int]:
     return (np.concatenate(pieces_CT, axis=1) if pieces_CT else np.empty((1, 0), np.float32)), rate
 
 
-def _frames(container: Any) -> Iterator[Samples]:
+def _frames_lost(sound: Any, read: int) -> int:
+    """Frames that the file's header promises and the file does not hold."""
+    if read < sound.frames < UNKNOWN_FRAMES:
+        return int(sound.frames - read)
+    # libsndfile believes the size of a WAV file and not its header, and notes the difference.
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if sizes is None or read == 0:
+        return 0
+    said, found = int(sizes[1]), int(sizes[2])
+    # A recorder that was streaming writes the largest size there is.
+    return round(read * (said - found) / found) if found < said < 2**31 - 2**16 else 0
+
+
+def _warn_of_loss(label: str, frames: int, rate: int) -> None:
+    warnings.warn(
+        f"{label!r} is cut short: its last {frames / rate:.2f} s could not be read.",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _frames(container: Any, label: str) -> Iterator[Samples]:
     """The first audio track as float32 planes ``[C, T]`` at its own rate."""
     import av
 
     stream = container.streams.audio[0]
     resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-    packets = container.demux(stream)
-    for packet in packets:
+    damaged = 0
+    for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.InvalidDataError:
             # One damaged packet costs its own few milliseconds, as in every FFmpeg-based player.
+            damaged += 1
             continue
         for frame in frames:
             frame.pts = None
             yield from (_plane(piece) for piece in resampler.resample(frame))
     yield from (_plane(piece) for piece in resampler.resample(None))
+    if damaged:
+        warnings.warn(
+            f"{label!r} is damaged: {damaged} of its packets could not be read, and what was said "
+            "in them is missing.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _plane(frame: Any) -> Samples:
