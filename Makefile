@@ -66,6 +66,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/real_weights.py
 
 clean:

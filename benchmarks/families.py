@@ -8,19 +8,21 @@ tests assert the same; this prints the figures. Writes to benchmarks/results/MAC
 """
 
 import platform
+import re
 import sys
 import tempfile
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import tiny  # noqa: E402
+from generations import EOS, groups_of, requests_of, theirs  # noqa: E402
 from pairs import Pair, random_tokens  # noqa: E402
-from test_generation import EOS, groups_of, requests_of, theirs  # noqa: E402
 
 from xattn.decoding import Settings, decode  # noqa: E402
 from xattn.models.build import build  # noqa: E402
@@ -38,7 +40,8 @@ def main() -> None:
     lines = [
         "# Families, against transformers on small random weights",
         "",
-        f"- machine: {platform.machine()}, {date.today()}, torch {torch.__version__}",
+        f"- machine: {processor()}, {torch.get_num_threads()} threads, {date.today()}",
+        f"- torch {torch.__version__}, transformers {metadata.version('transformers')}",
         "",
         "| family | max abs difference of logits | greedy, same tokens | 4 beams, same tokens "
         "| absorbed, same greedy tokens |",
@@ -48,6 +51,11 @@ def main() -> None:
     folder = Path(__file__).parent / "results" / f"{platform.machine()}-{date.today()}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "families.md").write_text("\n".join(lines) + "\n")
+
+
+def processor() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return model.group(1) if model else platform.processor()
 
 
 def figures(pair: Pair) -> str:

