@@ -24,6 +24,8 @@ A message names what was wrong, the bound, the value found, and what to do.
 The command line turns :class:`UsageError` into exit code 2 and the rest into exit code 1.
 """
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -102,3 +104,15 @@ def require(holds: bool, name: str, bound: str, value: Any) -> None:
     """Raise :class:`UsageError` unless ``holds``; ``bound`` completes "`name` must be …"."""
     if not holds:
         raise UsageError(f"`{name}` must be {bound}, but is {value!r} instead.")
+
+
+def is_number(value: object) -> bool:
+    """A finite real number, numpy's included; True and False are none."""
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def is_whole(value: object, least: int | None = None) -> bool:
+    """A whole number, numpy's included, not below ``least``; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return least is None or int(value) >= least

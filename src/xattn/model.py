@@ -20,10 +20,7 @@ from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.whisper_tokens import WhisperTokens
-from xattn.errors import (
-    UsageError,
-    require,
-)
+from xattn.errors import PromptError, UsageError, require
 from xattn.generation import Generation
 from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
@@ -102,20 +99,27 @@ class Model:
 
     # Encoding
 
-    def encode(self, source: Source, *, language: str | None = None) -> Memory:
+    def encode(
+        self, source: Source, *, language: str | None = None, sample_rate: int | None = None
+    ) -> Memory:
         """One encoder pass: ``source`` as a memory, to attend to as often as one likes.
 
         A text encoder takes a string, a :class:`~pathlib.Path` to a text file, or token ids; an
-        audio encoder takes a path, the bytes of a file, a file object, or samples at 16 kHz.
-        ``language`` is the source language of translation models that have a token for it.
+        audio encoder takes a path, the bytes of a file, a file object, or samples at
+        ``sample_rate`` (16 kHz if not given). ``language`` is the source language of translation
+        models that have a token for it.
 
         Raises :class:`~xattn.errors.SourceError` where the source is missing, unreadable, empty or
         longer than one memory holds.
         """
-        return self.encode_batch([source], language=language)[0]
+        return self.encode_batch([source], language=language, sample_rate=sample_rate)[0]
 
     def encode_batch(
-        self, sources: Sequence[Source], *, language: str | None = None
+        self,
+        sources: Sequence[Source],
+        *,
+        language: str | None = None,
+        sample_rate: int | None = None,
     ) -> list[Memory]:
         """One memory per source; texts share one padded encoder pass."""
         encoder = self.spec.encoder
@@ -130,13 +134,21 @@ class Model:
                 "left out for audio (it belongs to generate)",
                 language,
             )
-            return [encode_audio(self.network, read_audio(source)) for source in sources]
+            return [
+                encode_audio(self.network, read_audio(source, sample_rate=sample_rate))
+                for source in sources
+            ]
+        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
         ids = [token_ids_of(source) for source in sources]
         given = [row for row in ids if row is not None]
-        if len(given) == len(sources):
-            return encode_token_ids(self.network, given)
-        texts = [TextSource(text_of(source), language) for source in sources]
-        return encode_texts(self.network, self._tokenizer, texts)
+        texts = [
+            TextSource(text_of(source), language)
+            for source, row in zip(sources, ids, strict=True)
+            if row is None
+        ]
+        encoded_ids = iter(encode_token_ids(self.network, given) if given else ())
+        encoded = iter(encode_texts(self.network, self._tokenizer, texts) if texts else ())
+        return [next(encoded if row is None else encoded_ids) for row in ids]
 
     # Generating
 
@@ -339,9 +351,15 @@ class Model:
             raise UsageError(f"{self.name} is a decoder-only model: it attends to no memory.")
         placed = [i for i, crosses in enumerate(self.spec.decoder.placement.layers) if crosses]
         every = [(layer, head) for layer in placed for head in range(attention.heads)]
-        chosen = list(heads or self.spec.alignment_heads or every)
+        chosen = list(self.spec.alignment_heads or every if heads is None else heads)
         state = self.network.start([[memory]])
         ids = checked([int(token) for token in tokens], self.spec.decoder.vocab_size)
+        limit = self.spec.decoder.position.limit
+        if not ids or (limit is not None and len(ids) > limit):
+            raise PromptError(
+                f"`tokens` must be 1 to {limit or 'any number of'} decoder tokens, "
+                f"but are {len(ids)} instead."
+            )
         return self.network.cross_weights(torch.tensor([ids]), state, chosen)[0]
 
     # Inside

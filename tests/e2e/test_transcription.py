@@ -180,3 +180,31 @@ def test_bad_audio_is_refused(model: Model) -> None:
 
 def test_a_recording_shorter_than_a_frame(model: Model) -> None:
     assert model.transcribe(np.full(100, 0.1, np.float32)).segments == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial_prompt": [10**7]},
+        {"initial_prompt": [-1]},
+        {"initial_prompt": ["a"]},
+        {"initial_prompt": 5.5},
+        {"prefix": 7},
+        {"hotwords": ["a", "b"]},
+        {"suppress_tokens": "abc"},
+        {"suppress_tokens": [10**7]},
+        {"suppress_tokens": [-5]},
+        {"word_timestamps": "no"},
+        {"vad_parameters": 5},
+        {"condition_on_previous_text": "x"},
+    ],
+    ids=str,
+)
+def test_an_option_of_another_kind_is_named(model: Model, options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=name):
+        model.transcribe(np.zeros(16000, np.float32), **options)
+
+
+def test_no_suppressed_tokens_may_be_asked_for(model: Model, spoken: np.ndarray) -> None:
+    assert model.transcribe(spoken, suppress_tokens=None, **GREEDY).text.startswith("Many people")

@@ -216,3 +216,40 @@ def test_a_pad_token_outside_the_table_does_no_harm(pad, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(generation | {"pad_token_id": pad}))
     answers = xattn.load(tmp_path).generate_batch(prompts=prompts, max_new_tokens=4)
     assert [answer.tokens for answer in answers] == want
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, c: m.cross_attention(c, []), "1 to 64 decoder tokens"),
+        (lambda m, c: m.cross_attention(c, [3] * 100), "but are 100 instead"),
+        (lambda m, c: m.cross_attention(c, [3], heads=[(0, 99)]), "head below 4"),
+        (lambda m, c: m.cross_attention(c, [3], heads=[(0, -1)]), "head below 4"),
+        (lambda m, c: m.cross_attention(c, [3], heads=[]), "at least one"),
+        (lambda m, c: m.encode(SOURCE, sample_rate=8000), "sample_rate"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_said(load, call, said):
+    model = load("bart")
+    with pytest.raises(UsageError, match=said):
+        call(model, model.encode(SOURCE))
+
+
+def test_nothing_to_encode_makes_no_memory(load):
+    assert load("bart").encode_batch([]) == []
+
+
+def test_numbers_of_numpy_are_numbers(load):
+    settings = {"num_beams": np.int64(2), "length_penalty": np.float32(0.5)}
+    plain = load("bart").generate(SOURCE, num_beams=2, length_penalty=0.5, max_new_tokens=4)
+    got = load("bart").generate(SOURCE, max_new_tokens=np.int64(4), **settings)
+    assert got.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("patience", [None, 1.0])
+def test_an_answer_of_nothing_is_one(load, patience):
+    model = load("bart")
+    eos = model.spec.tokens.eos[0]
+    others = [token for token in range(tiny.VOCAB) if token != eos]
+    answer = model.generate(SOURCE, num_beams=4, patience=patience, suppress_tokens=others)
+    assert answer.tokens == (eos,)

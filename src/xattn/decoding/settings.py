@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from xattn.errors import UsageError, require
+from xattn.errors import UsageError, is_number, is_whole, require
 
 DEFAULT_NEW_TOKENS = 256
 """New tokens at most, where neither the caller nor the checkpoint says."""
@@ -121,10 +121,10 @@ class Settings:
     def _check_lengths(self) -> None:
         for name in LENGTHS:
             value = getattr(self, name)
-            require(value is None or _whole(value, 1), name, "a whole number, at least 1", value)
+            require(value is None or is_whole(value, 1), name, "a whole number, at least 1", value)
         for name in ("min_new_tokens", "min_length"):
             value = getattr(self, name)
-            require(_whole(value, 0), name, "a whole number, at least 0", value)
+            require(is_whole(value, 0), name, "a whole number, at least 0", value)
         if self.max_new_tokens is not None:
             bound = f"at most max_new_tokens ({self.max_new_tokens})"
             require(
@@ -136,7 +136,7 @@ class Settings:
 
     def _check_sampling(self) -> None:
         require(
-            _number(self.temperature) and self.temperature >= 0,
+            is_number(self.temperature) and self.temperature >= 0,
             "temperature",
             "at least 0",
             self.temperature,
@@ -145,51 +145,53 @@ class Settings:
             bound = "above 0 when do_sample is True; for the likeliest token set do_sample=False"
             require(self.temperature > 0, "temperature", bound, self.temperature)
         require(
-            _whole(self.top_k, 0),
+            is_whole(self.top_k, 0),
             "top_k",
             "a whole number, at least 0 (0 means all tokens)",
             self.top_k,
         )
         require(
-            _number(self.top_p) and 0 < self.top_p <= 1,
+            is_number(self.top_p) and 0 < self.top_p <= 1,
             "top_p",
             "above 0 and at most 1",
             self.top_p,
         )
-        fits = self.min_p is None or (_number(self.min_p) and 0 <= self.min_p <= 1)
+        fits = self.min_p is None or (is_number(self.min_p) and 0 <= self.min_p <= 1)
         require(fits, "min_p", "between 0 and 1, or None", self.min_p)
-        fits = _number(self.typical_p) and 0 < self.typical_p <= 1
+        fits = is_number(self.typical_p) and 0 < self.typical_p <= 1
         require(fits, "typical_p", "above 0 and at most 1", self.typical_p)
-        require(self.seed is None or _whole(self.seed), "seed", "a whole number or None", self.seed)
+        require(
+            self.seed is None or is_whole(self.seed), "seed", "a whole number or None", self.seed
+        )
 
     def _check_constraints(self) -> None:
-        fits = _number(self.repetition_penalty) and self.repetition_penalty > 0
+        fits = is_number(self.repetition_penalty) and self.repetition_penalty > 0
         require(fits, "repetition_penalty", "above 0", self.repetition_penalty)
-        fits = _whole(self.no_repeat_ngram_size, 0)
+        fits = is_whole(self.no_repeat_ngram_size, 0)
         require(
             fits, "no_repeat_ngram_size", "a whole number, at least 0", self.no_repeat_ngram_size
         )
-        fits = all(words and all(_whole(t, 0) for t in words) for words in self.bad_words_ids)
+        fits = all(words and all(is_whole(t, 0) for t in words) for words in self.bad_words_ids)
         require(fits, "bad_words_ids", "non-empty sequences of token ids", self.bad_words_ids)
         stops: tuple[object, ...] = self.stop_strings
         fits = all(isinstance(stop, str) and len(stop) > 0 for stop in stops)
         require(fits, "stop_strings", "non-empty strings", stops)
-        fits = isinstance(self.logprobs, bool) or _whole(self.logprobs, 0)
+        fits = isinstance(self.logprobs, bool) or is_whole(self.logprobs, 0)
         require(fits, "logprobs", "True, False or a whole number, at least 0", self.logprobs)
 
     def _check_beams(self) -> None:
         require(
-            _whole(self.num_beams, 1), "num_beams", "a whole number, at least 1", self.num_beams
+            is_whole(self.num_beams, 1), "num_beams", "a whole number, at least 1", self.num_beams
         )
         require(
-            _number(self.length_penalty), "length_penalty", "a finite number", self.length_penalty
+            is_number(self.length_penalty), "length_penalty", "a finite number", self.length_penalty
         )
         fits = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
         require(fits, "early_stopping", "True, False or 'never'", self.early_stopping)
-        fits = self.patience is None or (_number(self.patience) and self.patience > 0)
+        fits = self.patience is None or (is_number(self.patience) and self.patience > 0)
         require(fits, "patience", "above 0, or None", self.patience)
         wanted = self.num_return_sequences
-        require(_whole(wanted, 1), "num_return_sequences", "a whole number, at least 1", wanted)
+        require(is_whole(wanted, 1), "num_return_sequences", "a whole number, at least 1", wanted)
         if self.num_beams > 1 or not self.do_sample:
             bound = f"at most {self.max_hypotheses} where num_beams is {self.num_beams}"
             bound += "" if self.num_beams > 1 else " and do_sample is False"
@@ -264,16 +266,6 @@ def _without_conflicts(defaults: dict[str, Any], given: Mapping[str, Any]) -> di
     if "num_beams" in given and "num_return_sequences" not in given:
         kept.pop("num_return_sequences", None)
     return kept
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: object, least: int | None = None) -> bool:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return least is None or value >= least
 
 
 def _means_default(name: str, value: object) -> bool:

@@ -21,7 +21,7 @@ from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.voice import Voiced, keep_voiced
 from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.decoding.words import Draft, Timing, finished, group, place_words
-from xattn.errors import PromptError, UsageError
+from xattn.errors import PromptError, UsageError, require
 from xattn.inputs.audio import FRAMES_PER_SECOND, Audio, cut_window, file_log_mel
 from xattn.inputs.text import Tokenizer
 from xattn.memory import Memory
@@ -74,13 +74,13 @@ class Transcription:
         self.settings, self.duration_seconds = settings, audio.seconds
         self.encoder_passes = 0
         self._network, self._encode, self._progress = network, encode, progress
+        if network.spec.encoder is None or network.spec.encoder.audio is None:
+            raise UsageError("transcription needs a model that reads audio; this one does not.")
         self._tokens = WhisperTokens(tokenizer, network.spec.decoder.vocab_size)
         self._check()
         self._voiced = Voiced(audio.samples_T, ())
         if settings.vad_filter and settings.clip_timestamps == (0.0,):
             self._voiced = keep_voiced(audio.samples_T, settings.vad_parameters)
-        assert network.spec.encoder is not None
-        assert network.spec.encoder.audio is not None
         self._stem = network.spec.encoder.audio
         self._mel_MF = file_log_mel(self._voiced.samples_T, self._stem.mel_bins)
         self._total = self._mel_MF.shape[1]
@@ -115,8 +115,6 @@ class Transcription:
 
     def _check(self) -> None:
         settings, spec = self.settings, self._network.spec
-        if spec.encoder is None or spec.encoder.audio is None:
-            raise UsageError("transcription needs a model that reads audio; this one does not.")
         if settings.language is not None or not self._tokens.multilingual:
             self._tokens.require_language(settings.language or "en", settings.task)
         if settings.multilingual and not self._tokens.multilingual:
@@ -128,6 +126,11 @@ class Transcription:
                 "word_timestamps=True needs the checkpoint's alignment heads, and it lists none "
                 "(alignment_heads in its generation_config.json); leave word timestamps out."
             )
+        vocab_size = spec.decoder.vocab_size
+        for name in ("initial_prompt", "suppress_tokens"):
+            tokens = getattr(settings, name)
+            strange = isinstance(tokens, tuple) and any(t >= vocab_size for t in tokens)
+            require(not strange, name, f"token ids below {vocab_size}", tokens)
         for name in ("prefix", "hotwords"):
             count = len(self._spoken(getattr(settings, name)))
             if count > self._room:

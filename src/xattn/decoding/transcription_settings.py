@@ -8,9 +8,18 @@ from typing import Any
 
 from xattn.decoding.voice import VoiceSettings
 from xattn.decoding.whisper_tokens import TASKS
-from xattn.errors import UsageError, require
+from xattn.errors import UsageError, is_number, is_whole, require
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+TEXTS = (
+    *("language", "task", "prefix", "hotwords", "prepend_punctuations", "append_punctuations"),
+)
+FLAGS = (
+    *("condition_on_previous_text", "suppress_blank", "without_timestamps", "word_timestamps"),
+    *("multilingual", "vad_filter"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +105,7 @@ class TranscriptionSettings:
             object.__setattr__(self, "vad_parameters", VoiceSettings())
         if isinstance(self.vad_parameters, Mapping):
             object.__setattr__(self, "vad_parameters", VoiceSettings.resolve(self.vad_parameters))
+        self._check_kinds()
         self._check_search()
         self._check_gates()
         self._check_times()
@@ -113,6 +123,27 @@ class TranscriptionSettings:
                 raise UsageError(f"transcription has no option {name!r}; {hint}")
         return cls(**options)
 
+    def _check_kinds(self) -> None:
+        for name in TEXTS:
+            value = getattr(self, name)
+            optional = name not in ("task", "prepend_punctuations", "append_punctuations")
+            fits = isinstance(value, str) or (optional and value is None)
+            require(fits, name, "text, or None" if optional else "text", value)
+        for name in FLAGS:
+            require(
+                isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name)
+            )
+        for name in ("suppress_tokens", "initial_prompt"):
+            value = getattr(self, name)
+            tokens = value if isinstance(value, tuple) else ()
+            text = name == "initial_prompt" and (value is None or isinstance(value, str))
+            least = -1 if name == "suppress_tokens" else 0
+            fits = isinstance(value, tuple) and all(is_whole(token, least) for token in tokens)
+            bound = "token ids" if name == "suppress_tokens" else "text, or token ids"
+            require(text or fits, name, bound, value)
+        fits = isinstance(self.vad_parameters, VoiceSettings)
+        require(fits, "vad_parameters", "settings of the silence gate", self.vad_parameters)
+
     def _check_search(self) -> None:
         require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         for name in ("beam_size", "best_of", "language_detection_segments"):
@@ -122,7 +153,7 @@ class TranscriptionSettings:
             _whole("max_new_tokens", self.max_new_tokens, 1)
         for name in ("patience", "repetition_penalty"):
             value = getattr(self, name)
-            require(_finite(value) and value > 0, name, "above 0", value)
+            require(is_number(value) and value > 0, name, "above 0", value)
         _number("length_penalty", self.length_penalty, 0.0)
         require(len(self.temperature) > 0, "temperature", "at least one number", self.temperature)
         for value in self.temperature:
@@ -148,25 +179,20 @@ class TranscriptionSettings:
     def _check_times(self) -> None:
         value = self.max_initial_timestamp
         require(
-            _finite(value) and 0 <= value <= 30, "max_initial_timestamp", "0 to 30 seconds", value
+            is_number(value) and 0 <= value <= 30, "max_initial_timestamp", "0 to 30 seconds", value
         )
         clips = self.clip_timestamps
-        fits = all(_finite(t) and t >= 0 for t in clips) and list(clips) == sorted(clips)
+        fits = all(is_number(t) and t >= 0 for t in clips) and list(clips) == sorted(clips)
         require(fits, "clip_timestamps", "seconds in ascending order, from 0", clips)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(name: str, value: Any, least: float) -> None:
     bound = "a finite number" if least == -math.inf else f"a finite number, at least {least:g}"
-    require(_finite(value) and value >= least, name, bound, value)
+    require(is_number(value) and value >= least, name, bound, value)
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(fits, name, f"a whole number, at least {least}", value)
+    require(is_whole(value, least), name, f"a whole number, at least {least}", value)
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

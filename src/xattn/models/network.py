@@ -170,19 +170,17 @@ class Network(nn.Module):
         Computed in a pass of its own over ``tokens_RT``, with the memories of ``state`` and none of
         its tokens; decoding itself never materialises a weight.
         """
-        placement = self.spec.decoder.placement.layers
+        placement, attention = self.spec.decoder.placement.layers, self.spec.decoder.cross_attention
+        most = 0 if attention is None else attention.heads
+        require(len(heads) > 0, "heads", "at least one (layer, head) pair", heads)
         for layer, head in heads:
-            require(
-                0 <= layer < len(placement) and placement[layer],
-                "heads",
-                "(layer, head) pairs of layers that cross-attend",
-                (layer, head),
-            )
+            fits = 0 <= layer < len(placement) and placement[layer] and 0 <= head < most
+            bound = f"(layer, head) pairs of layers that cross-attend, head below {most}"
+            require(fits, "heads", bound, (layer, head))
         queries: dict[int, Tensor] = {}
         fresh = state.fresh()
         self.counters.steps += 1
         self.decoder.hidden(tokens_RT.to(self.device), fresh, probe=queries.__setitem__)
-        attention = self.spec.decoder.cross_attention
         assert attention is not None
         pieces = [
             fresh.memory_weights(queries[layer], layer, [head], attention.scale)

@@ -1,5 +1,6 @@
 """Weights that lie inside installed Python packages: ``pkg:PACKAGE/PATH``."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def package_file(reference: str) -> Path:
     path leads out of it.
     """
     package, _, inside = reference.removeprefix(PREFIX).partition("/")
+    if not package.replace("-", "_").isidentifier():
+        raise ModelNotFoundError(f"{reference}: must be pkg:PACKAGE/PATH.")
     directory = package_directory(package)
+    if directory is None and package in sys.modules | dict.fromkeys(sys.stdlib_module_names):
+        raise ModelNotFoundError(f"{reference}: {package!r} is a module and holds no files.")
     if directory is None:
         raise ModelNotFoundError(
             f"{reference}: the package {package!r} is not installed; install it with: "

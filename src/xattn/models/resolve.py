@@ -25,18 +25,31 @@ def resolve(name: str, *, offline: bool = False) -> Path:
         return _resolve_entry(entry, offline=offline)
     if name.startswith(PREFIX):
         return package_file(name)
-    path = Path(name).expanduser()
-    if name and path.exists():
+    path = _existing(name)
+    if path is not None:
         return path
     if not is_hub_id(name) or _looks_like_a_path(name):
         raise ModelNotFoundError(
-            f"{name}: no alias, directory or file of this name, and hub ids have the form "
+            f"{shown(name)}: no alias, directory or file of this name, and hub ids have the form "
             f"OWNER/NAME.{_hint(name)}"
         )
     try:
         return snapshot(name, offline=offline)
     except (ModelNotFoundError, OfflineError) as error:
         raise type(error)(f"{error}{_hint(name)}") from error
+
+
+def _existing(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a zero byte
+        return None
+
+
+def shown(name: str) -> str:
+    """``name`` as a message can hold it."""
+    return name if len(name) <= 200 else f"{name[:200]}…"
 
 
 def _resolve_entry(entry: Entry, *, offline: bool) -> Path:
