@@ -23,7 +23,7 @@ SPOKEN = (
 ).split()
 """What espeak-ng was told to say."""
 
-RUN = [sys.executable, "-c", "import sys; from xattn.cli import main; sys.exit(main())"]
+RUN = [sys.executable, "-m", "xattn"]
 
 
 @pytest.fixture(autouse=True)

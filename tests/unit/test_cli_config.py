@@ -130,7 +130,9 @@ def test_config_show_says_where_each_value_came_from(workplace, monkeypatch, cap
     assert rows["transcribe", "threads"] == (3, str(path))
     assert rows["generate", "threads"] == (3, str(path))
     assert rows["transcribe", "seed"] == (1, str(path))
-    assert rows["generate", "seed"] == (None, "default")
+    assert rows["generate", "seed"] == (0, "default, or the checkpoint's")
+    assert rows["generate", "num_beams"] == (1, "default, or the checkpoint's")
+    assert rows["transcribe", "no_speech_threshold"] == (0.6, "default")
     assert rows["transcribe", "model"] == ("whisper-tiny.en", "default")
 
 
@@ -139,7 +141,7 @@ def test_config_show_as_text(workplace, monkeypatch, capsys):
     assert main(["config", "show"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["generate.offline", "true", "XATTN_OFFLINE"] in lines
-    assert ["generate.top_p", "unset", "default"] in lines
+    assert ["generate.top_p", "1.0", "default,", "or", "the", "checkpoint's"] in lines
 
 
 def test_a_flag_beats_a_variable(workplace, monkeypatch, capsys):

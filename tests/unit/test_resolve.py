@@ -1,5 +1,6 @@
 """Names of models: aliases, packages, paths and hub ids, without a network."""
 
+import json
 import socket
 import sys
 from importlib.util import find_spec
@@ -40,8 +41,8 @@ def in_cache(directory: Path, hub_id: str, files: dict[str, bytes]) -> Path:
     """Files as the hub's client would have downloaded them."""
     repository = directory / "hub" / f"models--{hub_id.replace('/', '--')}"
     snapshot = repository / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (repository / "refs").mkdir(exist_ok=True)
     (repository / "refs" / "main").write_text("a" * 40)
     for name, content in files.items():
         (snapshot / name).write_bytes(content)
@@ -133,6 +134,18 @@ def test_offline_takes_a_hub_id_from_the_cache_alone(tmp_path: Path) -> None:
     assert resolve("flan-t5-base", offline=True) == snapshot
     entry = find("flan-t5-base")
     assert entry is not None
+    assert available_offline(entry)
+
+
+def test_a_sharded_checkpoint_is_cached_when_every_shard_is(tmp_path: Path) -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    files = {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
+    in_cache(tmp_path, "google/flan-t5-base", files | {shards[0]: b"x"})
+    entry = find("flan-t5-base")
+    assert entry is not None
+    assert not available_offline(entry)
+    in_cache(tmp_path, "google/flan-t5-base", {shards[1]: b"x"})
     assert available_offline(entry)
 
 

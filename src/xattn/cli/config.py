@@ -1,5 +1,6 @@
 """``xattn config show``: each value, and where it came from."""
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 import typer
@@ -8,13 +9,15 @@ from xattn.cli.console import print_json, print_table
 from xattn.cli.options import Json
 from xattn.cli.settings import known_settings
 
+_DEFAULT = "default"
+
 
 def show(ctx: typer.Context, json: Json = False) -> None:
     """Print each setting, its value, and where that came from.
 
     Flags beat XATTN_* variables beat the nearest xattn.toml upward beat
-    ~/.config/xattn/config.toml beat defaults. A value that is unset is the library's
-    or the checkpoint's own.
+    ~/.config/xattn/config.toml beat defaults. For generate and translate, a checkpoint's
+    own generation config goes before a default.
     """
     rows = _effective(ctx)
     if json:
@@ -35,9 +38,25 @@ def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
         values = child.make_context(command, [], parent=root).params
         for name in options:
             setting = root.obj[command].get(name)
-            source = setting.source if setting else "default"
-            rows.append({"command": command, "name": name, "value": values[name], "source": source})
+            value = values[name]
+            source = setting.source if setting else _DEFAULT
+            if value is None:
+                value, source = _library_default(command, name)
+            rows.append({"command": command, "name": name, "value": value, "source": source})
     return rows
+
+
+def _library_default(command: str, name: str) -> tuple[Any, str]:
+    """What the library takes where nothing is said, and whether a checkpoint may say otherwise."""
+    from xattn.decoding.settings import Settings
+    from xattn.decoding.transcription_settings import TranscriptionSettings
+
+    of_checkpoint = command != "transcribe"
+    for field in fields(Settings if of_checkpoint else TranscriptionSettings):
+        if field.name == name:
+            value = None if field.default is MISSING else field.default
+            return value, "default, or the checkpoint's" if of_checkpoint else _DEFAULT
+    return None, _DEFAULT
 
 
 def _text(value: Any) -> str:

@@ -34,7 +34,11 @@ class Hypothesis:
     ``count_eos`` of the settings says whether the length counts the end token.
     """
     logprobs: tuple[float, ...]
-    """Log-probability of each token after the constraints, before temperature and truncation."""
+    """Log-probability of each token after the constraints, before temperature and truncation.
+
+    Beams that sample are ranked by scores after temperature and truncation, as in transformers, and
+    report those; they do not sum to 1.
+    """
     finish: Finish
     """Why it ended: end of sequence, no tokens left to spend, or a stop string."""
     text: str | None = None

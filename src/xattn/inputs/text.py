@@ -8,9 +8,6 @@ from typing import Literal, NamedTuple, Protocol
 from xattn.errors import InvalidSourceError, require
 from xattn.memory import Span
 
-TEXT_VERSION = "text-1"
-"""Name and version of what :func:`canonical_text` does; part of every memory key of a text."""
-
 Unit = Literal["words", "characters"]
 
 

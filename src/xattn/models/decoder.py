@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment, attend
+from xattn.errors import UnsupportedModelError
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
 from xattn.models.state import DecodeState
@@ -92,6 +93,11 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        if spec.placement.kind != "separate":
+            raise UnsupportedModelError(
+                f"`placement.kind` must be 'separate', but is {spec.placement.kind!r} instead: "
+                "no other is run."
+            )
         self.spec = spec
         self.embed = empty_embedding(spec.vocab_size, spec.width)
         position = spec.position

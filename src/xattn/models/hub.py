@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face hub, downloaded into its own cache or found there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from xattn.errors import (
     UnsafeCheckpointError,
     UnsupportedModelError,
 )
+from xattn.models.weights import PICKLE_SUFFIXES
 
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm")
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 _IGNORED = ("*/*",)
 """Exports for other engines lie in folders of their own."""
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot")
 
 
 def is_hub_id(name: str) -> bool:
@@ -35,11 +36,22 @@ def is_cached(hub_id: str) -> bool:
     """Whether config and weights of ``hub_id`` are in the hub's cache; the network is not used."""
     from huggingface_hub import try_to_load_from_cache
 
-    def has(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(hub_id, file), str)
+    def cached(file: str) -> Path | None:
+        path = try_to_load_from_cache(hub_id, file)
+        return Path(path) if isinstance(path, str) else None
 
-    weights = ("model.safetensors", "model.safetensors.index.json", "model.bin")
-    return has("config.json") and any(has(file) for file in weights)
+    if cached("config.json") is None:
+        return False
+    if cached("model.safetensors") is not None or cached("model.bin") is not None:
+        return True
+    index = cached("model.safetensors.index.json")
+    if index is None:
+        return False
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    return bool(shards) and all(cached(str(shard)) is not None for shard in shards)
 
 
 def snapshot(hub_id: str, *, offline: bool) -> Path:
@@ -124,7 +136,7 @@ def _without_weights(hub_id: str) -> CheckpointError:
         files = list_repo_files(hub_id)
     except _transport_errors() as error:
         raise _failed(hub_id, error) from error
-    pickle = next((file for file in files if file.endswith(_PICKLES)), None)
+    pickle = next((file for file in files if file.endswith(PICKLE_SUFFIXES)), None)
     if pickle is not None:
         return UnsafeCheckpointError(
             f"{hub_id}: has its weights as {pickle} only, which can run any code when it is "
