@@ -19,7 +19,11 @@ from xattn.errors import UsageError
         ({"min_length": -1}, "`min_length`"),
         ({"temperature": -1}, "`temperature` must be at least 0, but is -1"),
         ({"temperature": float("nan")}, "`temperature`"),
-        ({"temperature": 0, "do_sample": True}, "`temperature` must be above 0 .*do_sample=False"),
+        ({"temperature": 0, "do_sample": True}, "`temperature` must be at least 0.0001 .*=False"),
+        (
+            {"temperature": 1e-9, "do_sample": True},
+            "`temperature` must be at least 0.0001 .*=False",
+        ),
         ({"top_k": -1}, "`top_k`"),
         ({"top_p": 2}, "`top_p` must be above 0 and at most 1, but is 2"),
         ({"top_p": 0}, "`top_p`"),
@@ -29,9 +33,14 @@ from xattn.errors import UsageError
         ({"repetition_penalty": 0.0}, "`repetition_penalty`"),
         ({"no_repeat_ngram_size": -2}, "`no_repeat_ngram_size`"),
         ({"bad_words_ids": ((),)}, "`bad_words_ids`"),
+        ({"bad_words_ids": [5]}, "`bad_words_ids`"),
         ({"stop_strings": ("",)}, "`stop_strings`"),
+        ({"stop_strings": 5}, "`stop_strings`"),
+        ({"suppress_tokens": ["a"]}, "`suppress_tokens`"),
+        ({"eos": 1.5}, "`eos`"),
         ({"logprobs": -1}, "`logprobs`"),
         ({"length_penalty": float("inf")}, "`length_penalty`"),
+        ({"length_penalty": -33}, "`length_penalty` must be a number between -32 and 32"),
         ({"early_stopping": "soon"}, "`early_stopping` must be True, False or 'never'"),
         ({"patience": 0}, "`patience`"),
         ({"num_return_sequences": 0}, "`num_return_sequences`"),
@@ -57,6 +66,8 @@ def test_unknown_names_get_near_ones():
         Settings.resolve({}, num_beam=4)
     with pytest.raises(UsageError, match=r"`zzz` is not a setting.*num_beams"):
         Settings.resolve({}, zzz=1)
+    with pytest.raises(UsageError, match="`use_cache` is not a setting.*the cache is always used"):
+        Settings.resolve({}, use_cache=True)
     with pytest.raises(UsageError, match="`penalty_alpha` is a setting of transformers that"):
         Settings.resolve({}, penalty_alpha=0.6)
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -58,6 +59,9 @@ def message_of(error: Exception) -> str:
         return f"{error.strerror or error}{where}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {str(error) or 'the machine has no more'}"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        wanted = re.search(r"allocate (\d+) bytes", str(error))
+        return f"out of memory: {wanted[1] + ' more bytes' if wanted else 'more'} were needed"
     return f"{type(error).__name__}: {error} (unexpected; XATTN_DEBUG=1 shows where)"
 
 

@@ -35,10 +35,7 @@ def target_prefix(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) 
     if ids is None and isinstance(prompt, str):
         ids = _need(tokenizer).encode_plain(prompt).ids
     if ids is None:
-        raise UsageError(
-            "`prompt` must be text or token ids for an encoder-decoder, "
-            f"but is {type(prompt).__name__} instead."
-        )
+        raise _not_a_prompt(prompt, "text or token ids for an encoder-decoder")
     if not ids:
         raise PromptError("the prompt has 0 tokens; leave it out, or give at least 1.")
     return checked(ids, vocab_size)
@@ -71,9 +68,14 @@ def checked(ids: list[int], vocab_size: int) -> list[int]:
 def _messages(prompt: object) -> Sequence[Mapping[str, str]]:
     if isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt):
         return prompt
-    raise UsageError(
-        "`prompt` must be text, token ids, or chat messages (dicts with role and content), "
-        f"but is {type(prompt).__name__} instead."
+    raise _not_a_prompt(prompt, "text, token ids, or chat messages (dicts with role and content)")
+
+
+def _not_a_prompt(value: object, bound: str) -> UsageError:
+    several = isinstance(value, Sequence) and all(isinstance(item, str) for item in value)
+    return UsageError(
+        f"`prompt` must be {bound}, but is {type(value).__name__} instead"
+        + ("; several prompts are what generate_batch takes." if several else ".")
     )
 
 

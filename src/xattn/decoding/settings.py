@@ -12,6 +12,12 @@ from xattn.errors import UsageError, is_number, is_whole, require
 DEFAULT_NEW_TOKENS = 256
 """New tokens at most, where neither the caller nor the checkpoint says."""
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it a score divided by the temperature leaves float32."""
+
+MOST_LENGTH_PENALTY = 32
+"""Beyond it a length to that power leaves float64."""
+
 ALIASES = {"eos_token_id": "eos", "pad_token_id": "pad"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 LENGTHS = ("max_new_tokens", "max_length")
@@ -39,6 +45,22 @@ NOT_RUN: dict[str, tuple[object, ...]] = {
     "watermarking_config": (None,),
 }
 """Generation-config names that change the tokens and are not run here, with neutral values."""
+
+ELSEWHERE = {
+    "attention_mask": "a memory carries its own mask",
+    "decoder_input_ids": "here it is `prompt`",
+    "encoder_outputs": "here it is `memory`",
+    "generation_config": "give its entries as keywords",
+    "input_features": "here it is `memory`: a path, samples, or what encode returned",
+    "input_ids": "here it is `memory` for an encoder, `prompt` for a language model",
+    "inputs": "here it is `memory` for an encoder, `prompt` for a language model",
+    "output_attentions": "Model.cross_attention gives the weights",
+    "output_scores": "`logprobs` gives the likeliest tokens of each step",
+    "return_dict_in_generate": "generate always returns a Generation",
+    "streamer": "here it is Model.stream",
+    "use_cache": "the cache is always used",
+}
+"""Other keywords of transformers' ``generate``, and where xattn has what they are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +164,9 @@ class Settings:
             self.temperature,
         )
         if self.do_sample:
-            bound = "above 0 when do_sample is True; for the likeliest token set do_sample=False"
-            require(self.temperature > 0, "temperature", bound, self.temperature)
+            bound = f"at least {LEAST_TEMPERATURE} when do_sample is True "
+            bound += "(for the likeliest token set do_sample=False)"
+            require(self.temperature >= LEAST_TEMPERATURE, "temperature", bound, self.temperature)
         require(
             is_whole(self.top_k, 0),
             "top_k",
@@ -171,10 +194,14 @@ class Settings:
         require(
             fits, "no_repeat_ngram_size", "a whole number, at least 0", self.no_repeat_ngram_size
         )
-        fits = all(words and all(is_whole(t, 0) for t in words) for words in self.bad_words_ids)
-        require(fits, "bad_words_ids", "non-empty sequences of token ids", self.bad_words_ids)
-        stops: tuple[object, ...] = self.stop_strings
-        fits = all(isinstance(stop, str) and len(stop) > 0 for stop in stops)
+        for name in SEQUENCES:
+            value = getattr(self, name)
+            require(value is None or _are_tokens(value), name, "token ids, at least 0", value)
+        bad: object = self.bad_words_ids
+        fits = isinstance(bad, tuple) and all(words and _are_tokens(words) for words in bad)
+        require(fits, "bad_words_ids", "non-empty sequences of token ids", bad)
+        stops: object = self.stop_strings
+        fits = isinstance(stops, tuple) and all(isinstance(s, str) and s != "" for s in stops)
         require(fits, "stop_strings", "non-empty strings", stops)
         fits = isinstance(self.logprobs, bool) or is_whole(self.logprobs, 0)
         require(fits, "logprobs", "True, False or a whole number, at least 0", self.logprobs)
@@ -183,9 +210,9 @@ class Settings:
         require(
             is_whole(self.num_beams, 1), "num_beams", "a whole number, at least 1", self.num_beams
         )
-        require(
-            is_number(self.length_penalty), "length_penalty", "a finite number", self.length_penalty
-        )
+        fits = is_number(self.length_penalty) and abs(self.length_penalty) <= MOST_LENGTH_PENALTY
+        bound = f"a number between -{MOST_LENGTH_PENALTY} and {MOST_LENGTH_PENALTY}"
+        require(fits, "length_penalty", bound, self.length_penalty)
         fits = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
         require(fits, "early_stopping", "True, False or 'never'", self.early_stopping)
         fits = self.patience is None or (is_number(self.patience) and self.patience > 0)
@@ -282,13 +309,23 @@ def _normal(name: str, value: Any) -> Any:
     if name in SEQUENCES and isinstance(value, int):
         return (value,)
     if name == "bad_words_ids" and isinstance(value, Iterable):
-        return tuple(tuple(words) for words in value)
+        return tuple(_tuple(words) for words in value)
+    return _tuple(value)
+
+
+def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | set) else value
+
+
+def _are_tokens(value: object) -> bool:
+    return isinstance(value, tuple) and all(is_whole(token, 0) for token in value)
 
 
 def _unknown(name: str, known: set[str]) -> str:
     if name in NOT_RUN:
         return f"`{name}` is a setting of transformers that xattn does not run."
+    if name in ELSEWHERE:
+        return f"`{name}` is not a setting of generate: {ELSEWHERE[name]}."
     near = difflib.get_close_matches(name, sorted(known | ALIASES.keys()), n=3)
     hint = (
         f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
