@@ -66,7 +66,7 @@ def test_unknown_names_get_near_ones():
         Settings.resolve({}, num_beam=4)
     with pytest.raises(UsageError, match=r"`zzz` is not a setting.*num_beams"):
         Settings.resolve({}, zzz=1)
-    with pytest.raises(UsageError, match="`use_cache` is not a setting.*the cache is always used"):
+    with pytest.raises(UsageError, match=r"`use_cache` is not a setting.*the cache is always used"):
         Settings.resolve({}, use_cache=True)
     with pytest.raises(UsageError, match="`penalty_alpha` is a setting of transformers that"):
         Settings.resolve({}, penalty_alpha=0.6)
