@@ -75,6 +75,9 @@ TINY: dict[str, Tiny] = {
         "T5ForConditionalGeneration",
         {**_T5, "feed_forward_proj": "gated-gelu", "d_kv": 12, "tie_word_embeddings": False},
     ),
+    "mt5": Tiny(
+        "MT5Config", "MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}
+    ),
     "bart": Tiny("BartConfig", "BartForConditionalGeneration", _SEQ2SEQ),
     "mbart": Tiny(
         "MBartConfig", "MBartForConditionalGeneration", {**_SEQ2SEQ, "scale_embedding": True}
@@ -130,13 +133,16 @@ SEQ2SEQ = [name for name, tiny in TINY.items() if not tiny.decoder_only]
 DECODER_ONLY = [name for name, tiny in TINY.items() if tiny.decoder_only]
 
 
-def make(name: str, directory: Path, *, seed: int = 0) -> Any:
-    """Save the tiny model ``name`` into ``directory``; returns transformers' own, in eval mode."""
+def make(name: str, directory: Path, *, seed: int = 0, **changes: Any) -> Any:
+    """Save the tiny model ``name`` into ``directory``; returns transformers' own, in eval mode.
+
+    ``changes`` are entries of its config that differ from the usual ones.
+    """
     import transformers
 
     tiny = TINY[name]
     torch.manual_seed(seed)
-    config = getattr(transformers, tiny.config)(**tiny.arguments)
+    config = getattr(transformers, tiny.config)(**{**tiny.arguments, **changes})
     config._attn_implementation = "eager"
     model = getattr(transformers, tiny.model)(config).eval()
     _widen(model)

@@ -24,7 +24,7 @@ from xattn.models.formats import huggingface
 def test_weights_go_back_under_their_own_names(pairs, name):
     pair = pairs(name)
     table = family_of(json.loads((pair.directory / "config.json").read_text())).table
-    exported = table.to_hf(dict(pair.ours.named_parameters()))
+    exported = table.to_hf(dict(pair.ours.named_parameters(remove_duplicate=False)))
     theirs = load_file(pair.directory / "model.safetensors")
     for key, tensor in theirs.items():
         if key.endswith("embed_positions.weight") and key not in exported:
@@ -141,17 +141,11 @@ def test_an_untied_head_that_is_missing_is_named(tmp_path):
         build(huggingface.read(tmp_path, "headless"))
 
 
-@pytest.mark.parametrize("name", ["whisper", "t5", "bart"])
-def test_a_head_of_its_own_is_used_as_transformers_uses_it(name, tmp_path):
-    tiny.make(name, tmp_path)
-    head = {"whisper": "proj_out.weight"}.get(name, "lm_head.weight")
-    generator = torch.Generator().manual_seed(3)
-    own = torch.randn(tiny.VOCAB, 32, generator=generator)
-    rewrite(tmp_path, lambda tensors: tensors.update({head: own}))
+def assert_loads_as_in_transformers(name, directory):
     import transformers
 
-    theirs = getattr(transformers, tiny.TINY[name].model).from_pretrained(tmp_path).eval()
-    ours = build(huggingface.read(tmp_path, name))
+    theirs = getattr(transformers, tiny.TINY[name].model).from_pretrained(directory).eval()
+    ours = build(huggingface.read(directory, name))
     values, named = tiny.hf_memory_inputs(name, 1, 9)
     tokens = torch.tensor([[2, 5, 9, 11]])
     with torch.no_grad():
@@ -159,6 +153,43 @@ def test_a_head_of_its_own_is_used_as_transformers_uses_it(name, tmp_path):
     states = ours.encode_tokens(values.tolist()) if name != "whisper" else ours.encode_mel(values)
     got = ours.score(tokens, ours.start([[memory_of(states[0], "x")]]))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
+    return ours
+
+
+@pytest.mark.parametrize("name", ["whisper", "t5", "bart"])
+def test_a_head_of_its_own_is_used_as_transformers_uses_it(name, tmp_path):
+    tiny.make(name, tmp_path)
+    head = {"whisper": "proj_out.weight"}.get(name, "lm_head.weight")
+    generator = torch.Generator().manual_seed(3)
+    own = torch.randn(tiny.VOCAB, 32, generator=generator)
+    rewrite(tmp_path, lambda tensors: tensors.update({head: own}))
+    assert_loads_as_in_transformers(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bart", "mbart", "marian", "m2m_100", "whisper"])
+def test_an_untied_model_reads_three_tables(name, tmp_path):
+    theirs = tiny.make(name, tmp_path, tie_word_embeddings=False)
+    ours = assert_loads_as_in_transformers(name, tmp_path)
+    assert ours.spec.parameters == sum(p.numel() for p in ours.parameters())
+    if name != "whisper":
+        assert ours.encoder.embed.weight is not ours.decoder.embed.weight
+        assert not torch.equal(ours.encoder.embed.weight, theirs.model.shared.weight)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_table_that_the_file_repeats_is_held_once(name, tmp_path):
+    tiny.make(name, tmp_path)
+    prefix = "model." if name == "bart" else ""
+
+    def repeat(tensors):
+        for stack in ("encoder", "decoder"):
+            copy = tensors[f"{prefix}shared.weight"].clone()
+            tensors[f"{prefix}{stack}.embed_tokens.weight"] = copy
+
+    rewrite(tmp_path, repeat)
+    ours = assert_loads_as_in_transformers(name, tmp_path)
+    assert ours.encoder.embed.weight is ours.decoder.embed.weight
+    assert ours.spec.parameters == sum(p.numel() for p in ours.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

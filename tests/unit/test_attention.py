@@ -80,7 +80,7 @@ def test_bias_equals_twin(make, shape):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("masked", [(), ((0, 4), (1, 2))], ids=str)
+@pytest.mark.parametrize("masked", [(), ((0, 4), (1, 2)), ((0, 0),)], ids=str)
 @pytest.mark.parametrize("groups", [4, 2])
 def test_gradients_equal_twin(make, masked, groups):
     weights = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(9))
@@ -92,12 +92,14 @@ def test_gradients_equal_twin(make, masked, groups):
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 leaves.append(value.requires_grad_())
         out, lse = function(q, segment)
-        ((out * weights).sum() + (0.1 * lse**2).sum()).backward()
+        read = lse.masked_fill(lse == -INF, 0.0)
+        ((out * weights).sum() + (0.1 * read**2).sum()).backward()
         return [leaf.grad for leaf in leaves]
 
     got = gradients(lambda q, segment: attend(q, segment, scale=0.3))
     want = gradients(lambda q, segment: attend_reference(q, [segment], scale=0.3))
     for one, other in zip(got, want, strict=True):
+        assert other.isfinite().all()
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
@@ -129,13 +131,18 @@ def test_merge_of_nothing_read_is_zero():
     assert (merge(parts) == 0).all()
 
 
-def test_merge_gradients_equal_twin():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((), ()), (((0, 0),), ()), (((0, 0),), ((0, 0), (1, 0)))],
+    ids=["all read", "one part unread", "a query reads nothing"],
+)
+def test_merge_gradients_equal_twin(first, second):
     def gradient(function):
         q = queries().requires_grad_()
         function(q).square().sum().backward()
         return q.grad
 
-    parts = [materialized(seed=1), absorbed(s=4, seed=2)]
+    parts = [materialized(seed=1, masked=first), absorbed(s=4, seed=2, masked=second)]
     got = gradient(lambda q: merge([attend(q, part, scale=0.3) for part in parts]))
     want = gradient(lambda q: attend_reference(q, parts, scale=0.3)[0])
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)

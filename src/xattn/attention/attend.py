@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xattn.attention.merge import Part
+from xattn.attention.merge import Part, logsumexp
 from xattn.attention.segments import Absorbed, Segment
 
 QUERY_BLOCK = 1024
@@ -165,7 +165,7 @@ def _write_out(
         scores = (q_block @ k.transpose(-1, -2)).float()
         if bias is not None:
             scores = scores + (bias if bias.shape[2] == 1 else bias[:, :, rows])
-        lse = scores.logsumexp(dim=-1)
+        lse = logsumexp(scores, dim=-1)
         floor = lse.masked_fill(lse == float("-inf"), 0.0)
         weights = (scores - floor.unsqueeze(-1)).exp().to(v_NGSK.dtype)
         blocks.append((weights @ v_NGSK, lse))

@@ -24,7 +24,7 @@ def combine(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     lse_PNWH = torch.stack([lse for _, lse in parts])
-    total_NWH = lse_PNWH.logsumexp(dim=0)
+    total_NWH = logsumexp(lse_PNWH, dim=0)
     floor_NWH = total_NWH.masked_fill(total_NWH == float("-inf"), 0.0)
     share_PNWH = (lse_PNWH - floor_NWH).exp()
     out_NWHK = sum(
@@ -40,3 +40,13 @@ def combine(parts: Sequence[Part]) -> Part:
 def merge(parts: Sequence[Part]) -> Float[Tensor, "N W H K"]:
     """The output of one softmax over the union of all positions; needs at least one part."""
     return combine(parts)[0]
+
+
+def logsumexp(scores: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp along ``dim``; -inf where all are -inf, with gradients of zero and not NaN."""
+    top = scores.detach().amax(dim=dim, keepdim=True)
+    floor = top.masked_fill(top == float("-inf"), 0.0)
+    total = (scores - floor).exp().sum(dim=dim)
+    nothing = total == 0
+    lse = total.masked_fill(nothing, 1.0).log() + floor.squeeze(dim)
+    return lse.masked_fill(nothing, float("-inf"))

@@ -53,7 +53,11 @@ def attend_reference(
         dim=1,
     )
     scores_NHWS = scores_NHWS.masked_fill(~readable_NS[:, None, None, :], float("-inf"))
+    # Scores of a row that reads nothing are replaced first, so that its gradients are zeros too.
+    unread_NHW1 = (scores_NHWS == float("-inf")).all(dim=-1, keepdim=True)
+    scores_NHWS = scores_NHWS.masked_fill(unread_NHW1, 0.0)
+    weights_NHWS = torch.softmax(scores_NHWS, dim=-1).masked_fill(unread_NHW1, 0.0)
     lse_NHW = torch.logsumexp(scores_NHWS, dim=-1)
-    weights_NHWS = torch.nan_to_num(torch.softmax(scores_NHWS, dim=-1), nan=0.0)
+    lse_NHW = lse_NHW.masked_fill(unread_NHW1.squeeze(-1), float("-inf"))
     out_NWHK = torch.einsum("nhws,nhsk->nwhk", weights_NHWS, v_NHSK)
     return out_NWHK, lse_NHW.transpose(1, 2)

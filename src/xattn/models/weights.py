@@ -5,6 +5,7 @@ tensor names of one family of Hugging Face checkpoints into ours, and back.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,8 @@ def refuse_pickles(path: Path) -> None:
 class WeightTable:
     """Pairs of name patterns, ours and the checkpoint's; ``{i}`` stands for a layer number.
 
-    Where several of their names may hold one of our weights, they are tried in order; the first is
-    the one :meth:`to_hf` writes.
+    Where several of their names may hold one of our weights, they are tried in order: its own name
+    before that of a tensor that stands for several.
     """
 
     def __init__(
@@ -107,4 +108,8 @@ class WeightTable:
 
     def to_hf(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our weights under the checkpoint's names, as Hugging Face would write them."""
-        return {self.names_of(ours)[0]: tensor for ours, tensor in weights.items()}
+        times = Counter(id(tensor) for tensor in weights.values())
+        return {
+            self.names_of(ours)[-1 if times[id(tensor)] > 1 else 0]: tensor
+            for ours, tensor in weights.items()
+        }

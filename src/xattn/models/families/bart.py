@@ -90,14 +90,13 @@ def family(name: str, config: Config) -> Family:
 
 
 VOCABULARY: list[tuple[str, str | tuple[str, ...]]] = [
-    ("encoder.embed.weight", ("model.shared.weight", "model.encoder.embed_tokens.weight")),
-    ("decoder.embed.weight", ("model.shared.weight", "model.decoder.embed_tokens.weight")),
+    ("encoder.embed.weight", ("model.encoder.embed_tokens.weight", "model.shared.weight")),
+    ("decoder.embed.weight", ("model.decoder.embed_tokens.weight", "model.shared.weight")),
     ("decoder.head.weight", "lm_head.weight"),
     ("decoder.head.bias", "final_logits_bias"),
 ]
 IGNORED = (
     r"embed_positions\.(weight|weights)$",
-    r"embed_tokens\.weight$",
     r"^lm_head\.weight$",
     r"^model\.shared\.weight$",
 )
@@ -168,10 +167,4 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     )
     start = decoder_start(config, generation)
     tokens = token_spec(config, generation, decoder_start=start)
-    return ModelSpec(
-        family=name,
-        encoder=encoder,
-        decoder=decoder,
-        tokens=tokens,
-        shared_embeddings=config.get("share_encoder_decoder_embeddings") is not False,
-    )
+    return ModelSpec(family=name, encoder=encoder, decoder=decoder, tokens=tokens)

@@ -35,7 +35,6 @@ def family(name: str, config: Config) -> Family:
 
 
 IGNORED = (
-    r"embed_tokens\.weight$",
     r"^shared\.weight$",
     r"^lm_head\.weight$",
     # Some released files keep a relative bias for cross-attention that no forward pass reads.
@@ -45,8 +44,8 @@ IGNORED = (
 
 def _pairs(*, gated: bool) -> list[tuple[str, str | tuple[str, ...]]]:
     pairs: list[tuple[str, str | tuple[str, ...]]] = [
-        ("encoder.embed.weight", ("shared.weight", "encoder.embed_tokens.weight")),
-        ("decoder.embed.weight", ("shared.weight", "decoder.embed_tokens.weight")),
+        ("encoder.embed.weight", ("encoder.embed_tokens.weight", "shared.weight")),
+        ("decoder.embed.weight", ("decoder.embed_tokens.weight", "shared.weight")),
         ("decoder.head.weight", "lm_head.weight"),
     ]
     for stack in ("encoder", "decoder"):
@@ -107,8 +106,9 @@ def spec_from_config(name: str, config: Config, generation: Config) -> ModelSpec
     vocab_size, layers = whole(config, "vocab_size"), whole(config, "num_layers", most=MOST_LAYERS)
     decoder_layers = whole(config, "num_decoder_layers", layers, most=MOST_LAYERS)
     # transformers 5 writes tie_word_embeddings=true for all and keeps the difference here; whether
-    # the head is a matrix of its own is then seen from the file.
+    # the head is a matrix of its own is then seen from the file. mT5 never scales.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    scaled = scaled and name != "mt5"
     return ModelSpec(
         family=name,
         encoder=EncoderSpec(**shared, layers=layers, vocab_size=vocab_size),

@@ -72,7 +72,6 @@ def spec_from_config(config: Config, generation: Config) -> ModelSpec:
         memory_width=width,
         feed_forward=FeedForwardSpec(width=whole(config, "decoder_ffn_dim"), activation=activation),
         position=PositionSpec(kind="learned", limit=whole(config, "max_target_positions", 448)),
-        embed_scale=width**0.5 if config.get("scale_embedding") else 1.0,
         vocab_size=whole(config, "vocab_size"),
         placement=Placement.every(layers),
         head_tied=flag(config, "tie_word_embeddings", True),

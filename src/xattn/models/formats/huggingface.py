@@ -48,6 +48,8 @@ def read(path: Path, origin: str) -> Checkpoint:
     with torch.device("meta"):
         expected = [name for name, _ in Network(spec).named_parameters()]
     weights, names, unused = family.table.bind(expected, tensors)
+    weights, shared = _with_one_table(weights)
+    spec = replace(spec, shared_embeddings=shared)
     if "decoder.head.bias" in weights:
         weights["decoder.head.bias"] = _flattened(weights["decoder.head.bias"])
     return Checkpoint(
@@ -83,9 +85,29 @@ def _with_own_head(spec: ModelSpec, table: WeightTable, tensors: Mapping[str, We
     tables = [tensors[n] for n in table.names_of("decoder.embed.weight") if n in tensors]
     if not spec.decoder.head_tied or not heads or not tables:
         return spec
-    if heads[0].shape == tables[0].shape and torch.equal(heads[0].load(), tables[0].load()):
+    if _are_equal(heads[0], tables[0]):
         return spec
     return replace(spec, decoder=replace(spec.decoder, head_tied=False))
+
+
+def _with_one_table(weights: Mapping[str, Weight]) -> tuple[dict[str, Weight], bool]:
+    """Weights in which embeddings that the file holds twice are one, and whether they are.
+
+    Older files repeat the shared table under the names of both stacks; where the stacks do not
+    share it, transformers writes the same names with different tables.
+    """
+    bound = dict(weights)
+    encoder, decoder = bound.get("encoder.embed.weight"), bound.get("decoder.embed.weight")
+    if encoder is None or decoder is None or not _are_equal(encoder, decoder):
+        return bound, False
+    bound["encoder.embed.weight"] = decoder
+    return bound, True
+
+
+def _are_equal(a: Weight, b: Weight) -> bool:
+    if a.origin == b.origin:
+        return True
+    return a.shape == b.shape and torch.equal(a.load(), b.load())
 
 
 def read_json(path: Path) -> dict[str, Any]:
