@@ -195,12 +195,14 @@ def test_processors_see_each_rows_own_tokens_under_beams():
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_top_logprobs_are_the_models_likeliest(beams):
-    settings = Settings(max_new_tokens=5, num_beams=beams, logprobs=2)
+@pytest.mark.parametrize("wanted", [2, V, 10 * V])
+def test_top_logprobs_are_the_models_likeliest(beams, wanted):
+    settings = Settings(max_new_tokens=5, num_beams=beams, logprobs=wanted)
     for found in decode(TreeNetwork(V), MIXED[:1], settings)[0]:
         assert len(found.top_logprobs) == len(found.tokens)
         for n, top in enumerate(found.top_logprobs):
-            want = logits_of(V, "m", (1, *found.tokens[:n])).log_softmax(-1).topk(2)
+            want = logits_of(V, "m", (1, *found.tokens[:n])).log_softmax(-1)
+            want = want.topk(min(wanted, V))
             assert [token for token, _ in top] == want.indices.tolist()
             assert [logprob for _, logprob in top] == pytest.approx(want.values.tolist(), abs=1e-5)
 

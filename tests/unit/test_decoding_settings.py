@@ -136,6 +136,7 @@ def test_a_checkpoint_that_asks_for_more_than_is_run_is_heard():
     ("checkpoint", "call", "want"),
     [
         ({"min_length": 30}, {"min_new_tokens": 3}, {"min_length": 0, "min_new_tokens": 3}),
+        ({}, {"min_new_tokens": 3, "min_length": 9}, {"min_length": 0, "min_new_tokens": 3}),
         ({"min_new_tokens": 20}, {"max_new_tokens": 5}, {"min_new_tokens": 5}),
         (
             {"num_beams": 4, "num_return_sequences": 3},

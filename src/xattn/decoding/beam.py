@@ -79,7 +79,7 @@ class Beams(Generic[S]):
             history=self._history,
             new_tokens=lambda: self._history.new_RT.tolist(),
         )
-        noted = 1 + 2 * settings.top_logprobs
+        noted = 1 + 2 * min(settings.top_logprobs, vocab_size)
         self._notes_RTX = torch.empty(N * W, 0, noted, dtype=torch.float64, device=device)
         seeds = [settings.seed if r.seed is None else r.seed for r in batch.requests]
         self._generators = [generator_of(seed, 0) for seed in seeds]

@@ -77,7 +77,10 @@ class Settings:
     min_new_tokens: int = 0
     """No end-of-sequence token before this many new tokens."""
     min_length: int = 0
-    """No end-of-sequence token before this many tokens, the prompt included."""
+    """No end-of-sequence token before this many tokens, the prompt included.
+
+    In a call of ``generate``, ``min_new_tokens`` goes before it.
+    """
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -264,6 +267,8 @@ class Settings:
         if explicit:
             values = {k: v for k, v in values.items() if k not in LENGTHS}
         values = _without_conflicts({k: v for k, v in values.items() if k in known}, given) | given
+        if values.get("min_new_tokens") is not None:
+            values.pop("min_length", None)  # the same said twice; as in transformers
         values.setdefault("strict_length", explicit)
         settings = cls(**{k: _normal(k, v) for k, v in values.items() if not _means_default(k, v)})
         _warn_about_sampling(given, settings)
@@ -285,8 +290,6 @@ def _warn_about_sampling(given: Mapping[str, Any], settings: Settings) -> None:
 def _without_conflicts(defaults: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's settings without those that the caller's own leave no room for."""
     kept = dict(defaults)
-    if given.get("min_new_tokens") is not None:
-        kept.pop("min_length", None)
     most, least = given.get("max_new_tokens"), kept.get("min_new_tokens")
     if isinstance(most, int) and isinstance(least, int) and least > most:
         kept["min_new_tokens"] = most
