@@ -7,15 +7,12 @@ absorbed), and how many of 50 random prompts give the same tokens, greedy and wi
 tests assert the same; this prints the figures. Writes to benchmarks/results/MACHINE-DATE/.
 """
 
-import platform
-import re
 import sys
 import tempfile
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import torch
+from machine import RESULTS, record
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -28,9 +25,11 @@ from xattn.decoding import Settings, decode  # noqa: E402
 from xattn.models.build import build  # noqa: E402
 from xattn.models.formats import huggingface  # noqa: E402
 
+PACKAGES = ("torch", "transformers")
+
 
 def main() -> None:
-    rows = []
+    rows, threads = [], torch.get_num_threads()
     for name in tiny.TINY:
         with tempfile.TemporaryDirectory() as directory:
             model = tiny.make(name, Path(directory))
@@ -40,22 +39,15 @@ def main() -> None:
     lines = [
         "# Families, against transformers on small random weights",
         "",
-        f"- machine: {processor()}, {torch.get_num_threads()} threads, {date.today()}",
-        f"- torch {torch.__version__}, transformers {metadata.version('transformers')}",
+        *[f"- {name}: {value}" for name, value in record(threads, PACKAGES).items()],
         "",
         "| family | max abs difference of logits | greedy, same tokens | 4 beams, same tokens "
         "| absorbed, same greedy tokens |",
         "|---|---|---|---|---|",
         *rows,
     ]
-    folder = Path(__file__).parent / "results" / f"{platform.machine()}-{date.today()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "families.md").write_text("\n".join(lines) + "\n")
-
-
-def processor() -> str:
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return model.group(1) if model else platform.processor()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "families.md").write_text("\n".join(lines) + "\n")
 
 
 def figures(pair: Pair) -> str:
@@ -64,12 +56,12 @@ def figures(pair: Pair) -> str:
     equal = {}
     for beams in (1, 4):
         arguments = {"num_beams": beams, "no_repeat_ngram_size": 1, "max_new_tokens": 12}
-        found = decode(pair.ours, requests, Settings(**arguments, eos=EOS))
+        found = decode(pair.ours, requests, Settings(**arguments, eos_token_id=EOS))
         want = theirs(pair, groups, **arguments)
         equal[beams] = sum(a[0].tokens == b[0][0] for a, b in zip(found, want, strict=True))
     absorbed = "-"
     if not pair.decoder_only:
-        settings = Settings(no_repeat_ngram_size=1, max_new_tokens=12, eos=EOS)
+        settings = Settings(no_repeat_ngram_size=1, max_new_tokens=12, eos_token_id=EOS)
         one, other = (
             decode(pair.ours, requests, settings, form=form)
             for form in ("materialized", "absorbed")

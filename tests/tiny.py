@@ -76,7 +76,10 @@ TINY: dict[str, Tiny] = {
         {**_T5, "feed_forward_proj": "gated-gelu", "d_kv": 12, "tie_word_embeddings": False},
     ),
     "mt5": Tiny(
-        "MT5Config", "MT5ForConditionalGeneration", {**_T5, "feed_forward_proj": "gated-gelu"}
+        "MT5Config",
+        "MT5ForConditionalGeneration",
+        # transformers 5.23 sizes mT5's cache by the encoder's layers.
+        {**_T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 2},
     ),
     "bart": Tiny("BartConfig", "BartForConditionalGeneration", _SEQ2SEQ),
     "mbart": Tiny(

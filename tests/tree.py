@@ -34,7 +34,7 @@ class TreeState:
         self.memories = list(memories)
         self.tokens: list[tuple[int, ...]] = [()] * len(self.memories)
 
-    def select(self, rows: torch.Tensor) -> None:
+    def reorder(self, rows: torch.Tensor) -> None:
         self.memories = [self.memories[row] for row in rows.tolist()]
         self.tokens = [self.tokens[row] for row in rows.tolist()]
 

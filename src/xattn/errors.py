@@ -103,7 +103,13 @@ class MissingExtraError(XattnError, ImportError):
 def require(holds: bool, name: str, bound: str, value: Any) -> None:
     """Raise :class:`UsageError` unless ``holds``; ``bound`` completes "`name` must be …"."""
     if not holds:
-        raise UsageError(f"`{name}` must be {bound}, but is {value!r} instead.")
+        raise UsageError(f"`{name}` must be {bound}, but is {shown(value)} instead.")
+
+
+def shown(value: object, most: int = 200) -> str:
+    """``repr(value)``, cut where it is too long for a message."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def is_number(value: object) -> bool:

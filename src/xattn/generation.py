@@ -14,6 +14,8 @@ class Generation:
     """The decoded text, special tokens left out; empty where the model has no tokenizer."""
     tokens: tuple[int, ...]
     """New tokens, the end-of-sequence token included if it was reached."""
+    prompt: tuple[int, ...] = field(repr=False)
+    """Decoder tokens that the answer continues: start, language, task, and the caller's prompt."""
     score: float
     """Sum of the log-probabilities over length to the power of ``length_penalty``."""
     finish: Finish

@@ -1,6 +1,7 @@
 """The object that users hold: a network, its tokenizer, and everything one does with them."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.whisper_tokens import WhisperTokens
-from xattn.errors import PromptError, UsageError, require
+from xattn.errors import CorruptCheckpointError, PromptError, UsageError, require
 from xattn.generation import Generation
 from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
@@ -48,8 +49,8 @@ Source = Any
 def load(
     name: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     offline: bool = False,
 ) -> "Model":
     """Load a model.
@@ -62,9 +63,24 @@ def load(
     Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint, and
     :class:`UsageError` for a device or dtype that is none.
     """
+    require(isinstance(name, str | os.PathLike), "name", "text or a path", name)
+    device = str(device)
     require_device(device)
     checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
+    _check_generation(checkpoint)
     return Model(build(checkpoint, dtype=dtype, device=device), checkpoint)
+
+
+def _check_generation(checkpoint: Checkpoint) -> None:
+    """Raise :class:`CorruptCheckpointError` for a generation config that cannot be obeyed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when it is used
+            Settings.resolve(checkpoint.generation)
+    except UsageError as error:
+        raise CorruptCheckpointError(
+            f"{checkpoint.origin}: its generation config cannot be obeyed: {error}"
+        ) from error
 
 
 class Model:
@@ -122,6 +138,7 @@ class Model:
         sample_rate: int | None = None,
     ) -> list[Memory]:
         """One memory per source; texts share one padded encoder pass."""
+        _require_several("sources", sources)
         encoder = self.spec.encoder
         if encoder is None:
             raise UsageError(
@@ -184,7 +201,7 @@ class Model:
             memories, prompt, self._settings(settings), language, target_language, task
         )
         hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
-        answer = self._generation(hypotheses)
+        answer = self._generation(request, hypotheses)
         if not word_timestamps:
             return answer
         bound = "True only with one memory of an audio model"
@@ -217,6 +234,8 @@ class Model:
         """
         if memories is None and prompts is None:
             raise UsageError("`memories` or `prompts` must be given, but both are None instead.")
+        _require_several("memories", memories)
+        _require_several("prompts", prompts)
         count = len(memories if memories is not None else prompts or ())
         if memories is not None and prompts is not None:
             bound = f"as long as memories ({count})"
@@ -232,7 +251,7 @@ class Model:
             return []
         requests, resolved = [request for request, _ in pairs], pairs[0][1]
         answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
-        return [self._generation(hypotheses) for hypotheses in answers]
+        return [self._generation(*pair) for pair in zip(requests, answers, strict=True)]
 
     def stream(
         self,
@@ -462,11 +481,12 @@ class Model:
         )
         return languages[language]
 
-    def _generation(self, hypotheses: Sequence[Hypothesis]) -> Generation:
+    def _generation(self, request: Request, hypotheses: Sequence[Hypothesis]) -> Generation:
         first, *others = [
             Generation(
                 text=self._text(hypothesis),
                 tokens=hypothesis.tokens,
+                prompt=request.prompt,
                 score=hypothesis.score,
                 finish=hypothesis.finish,
                 logprobs=hypothesis.logprobs,
@@ -480,6 +500,12 @@ class Model:
         if hypothesis.text is not None:
             return hypothesis.text
         return "" if self._tokenizer is None else self._tokenizer.decode(hypothesis.tokens)
+
+
+def _require_several(name: str, value: object) -> None:
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    bound = "a list with one entry per request"
+    require(value is None or several, name, bound, value)
 
 
 def _entry_items(entry: Any) -> list[Any]:

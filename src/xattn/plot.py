@@ -43,13 +43,12 @@ def word_attention(model: Model, memory: Memory, answer: Generation) -> WordAtte
     groups = _words(model, tokens)
     if not groups:
         raise UsageError("the answer has no words to draw.")
-    start = model.start_tokens(memory)
-    weights_ATS = model.cross_attention(memory, [*start, *tokens])
+    weights_ATS = model.cross_attention(memory, [*answer.prompt, *tokens])
     seconds = float(memory.details.get("seconds", memory.spans[-1].end))
     positions = max(1, sum(span.start < seconds for span in memory.spans))
     mean_TS = weights_ATS.mean(dim=0)[:, :positions].cpu().numpy()
     # A token is chosen by the row before it: what the decoder looked at when it wrote the token.
-    rows = mean_TS[len(start) - 1 : -1]
+    rows = mean_TS[len(answer.prompt) - 1 : -1]
     weights_WS = np.stack([rows[first:last].mean(axis=0) for _, first, last in groups])
     weights_WS /= weights_WS.max(axis=1, keepdims=True)
     return WordAttention(

@@ -115,11 +115,16 @@ def test_one_bad_recording_does_not_take_the_others_along(xattn):
 
 def test_records_are_transcribed_and_resumed(xattn, tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text(
-        "".join(json.dumps({"id": name, "audio": str(RECORDING)}) + "\n" for name in "ab")
-    )
-    earlier = {"id": "a", "audio": str(RECORDING), "text": "from an earlier run"}
-    output.write_text(json.dumps(earlier) + '\n{"id": "b", "te')
+    records = [json.dumps({"id": name, "audio": str(RECORDING)}) + "\n" for name in "ab"]
+    source.write_text(records[0])
+    xattn("transcribe", "--jsonl", source, "--output", output)
+    earlier = json.loads(output.read_text()) | {"text": "from an earlier run"}
+    stopped = json.dumps(earlier) + '\n{"id": "b", "te'
+    output.write_text(stopped)
+    source.write_text("".join(records))
+    refused = xattn("transcribe", "--jsonl", source, "--output", output, "--beam-size", 1, code=2)
+    assert "another command, model or options" in refused.err
+    assert output.read_text() == stopped
     xattn("transcribe", "--jsonl", source, "--output", output)
     first, second = map(json.loads, output.read_text().splitlines())
     assert first == earlier

@@ -72,7 +72,7 @@ def test_hypotheses_and_scores_equal_ctranslate2(both, ours, theirs):
     lengths = (3, 5, 9, 9, 12, 4, 7, 6)
     sources = [torch.randint(4, tiny.VOCAB, (n,), generator=generator).tolist() for n in lengths]
     ours = {"num_beams": 4, "max_new_tokens": 14} | ours
-    settings = Settings(**ours, eos=EOS, penalize_prompt=False, count_eos=True)
+    settings = Settings(**ours, eos_token_id=EOS, penalize_prompt=False, count_eos=True)
     results = translator.translate_batch(
         [[TOKENS[token] for token in source] for source in sources],
         beam_size=settings.num_beams,
@@ -81,7 +81,7 @@ def test_hypotheses_and_scores_equal_ctranslate2(both, ours, theirs):
         num_hypotheses=settings.num_return_sequences,
         max_decoding_length=settings.max_new_tokens,
         min_decoding_length=settings.min_new_tokens,
-        end_token=[TOKENS[token] for token in settings.eos],
+        end_token=[TOKENS[token] for token in settings.eos_token_id],
         return_scores=True,
         **theirs,
     )
@@ -90,6 +90,8 @@ def test_hypotheses_and_scores_equal_ctranslate2(both, ours, theirs):
     start = pair.theirs.config.decoder_start_token_id
     found = decode(pair.ours, [Request((start,), (m,)) for m in memories], settings)
     for hypotheses, result in zip(found, results, strict=True):
-        tokens = [[TOKENS[t] for t in h.tokens if t not in settings.eos] for h in hypotheses]
+        tokens = [
+            [TOKENS[t] for t in h.tokens if t not in settings.eos_token_id] for h in hypotheses
+        ]
         assert tokens == result.hypotheses
         assert [h.score for h in hypotheses] == pytest.approx(result.scores, abs=1e-4)

@@ -29,7 +29,7 @@ def test_fifty_greedy_generations(pairs, name, ngram):
     pair = pairs(name)
     groups = list(groups_of(pair, 10))
     arguments = {"no_repeat_ngram_size": ngram, "max_new_tokens": 12}
-    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos=EOS))
+    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos_token_id=EOS))
     assert_equal(found, theirs(pair, groups, **arguments))
     assert "eos" in {h.finish for (h,) in found}
 
@@ -41,7 +41,7 @@ def test_fifty_generations_with_four_beams(pairs, name, ngram):
     groups = list(groups_of(pair, 10))
     arguments = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 12}
     arguments["no_repeat_ngram_size"] = ngram
-    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos=EOS))
+    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos_token_id=EOS))
     assert_equal(found, theirs(pair, groups, **arguments))
     assert "eos" in {h.finish for hypotheses in found for h in hypotheses}
 
@@ -74,7 +74,7 @@ KINDS = [
 def test_settings(pairs, name, kind):
     pair = pairs(name)
     groups = list(groups_of(pair, 2, seed=1))
-    settings = Settings.resolve({"max_new_tokens": 12}, **kind, eos=EOS)
+    settings = Settings.resolve({"max_new_tokens": 12}, **kind, eos_token_id=EOS)
     found = decode(pair.ours, requests_of(pair, groups), settings)
     assert_equal(found, theirs(pair, groups, **kind))
 
@@ -84,11 +84,11 @@ def test_one_end_token_or_none(pairs, eos):
     pair = pairs("bart")
     groups = list(groups_of(pair, 4, seed=2))
     arguments = dict(num_beams=4, num_return_sequences=4, max_new_tokens=25)
-    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos=eos))
+    found = decode(pair.ours, requests_of(pair, groups), Settings(**arguments, eos_token_id=eos))
     # transformers wants at least one; a token that is never generated serves.
     hf = dict(eos=eos) if eos else dict(eos=(2,), suppress_tokens=[2])
     if not eos:
-        suppressed = Settings(**arguments, eos=eos, suppress_tokens=(2,))
+        suppressed = Settings(**arguments, eos_token_id=eos, suppress_tokens=(2,))
         found = decode(pair.ours, requests_of(pair, groups), suppressed)
     assert_equal(found, theirs(pair, groups, **arguments, **hf))
 
@@ -97,11 +97,15 @@ def test_one_end_token_or_none(pairs, eos):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(max_new_tokens=15, eos=EOS),
-        Settings(max_new_tokens=15, eos=EOS, num_beams=4, num_return_sequences=4),
-        Settings(max_new_tokens=15, eos=EOS, num_beams=4, num_return_sequences=4, patience=1.0),
-        Settings(max_new_tokens=15, eos=EOS, do_sample=True, num_return_sequences=3, seed=4),
-        Settings(max_new_tokens=15, eos=EOS, do_sample=True, num_beams=3, seed=4),
+        Settings(max_new_tokens=15, eos_token_id=EOS),
+        Settings(max_new_tokens=15, eos_token_id=EOS, num_beams=4, num_return_sequences=4),
+        Settings(
+            max_new_tokens=15, eos_token_id=EOS, num_beams=4, num_return_sequences=4, patience=1.0
+        ),
+        Settings(
+            max_new_tokens=15, eos_token_id=EOS, do_sample=True, num_return_sequences=3, seed=4
+        ),
+        Settings(max_new_tokens=15, eos_token_id=EOS, do_sample=True, num_beams=3, seed=4),
     ],
     ids=["greedy", "beams", "patience", "samples", "beam samples"],
 )
@@ -120,8 +124,8 @@ def test_a_stream_gives_the_tokens_of_decode(pairs, name):
     pair = pairs(name)
     (request, *_) = requests_of(pair, groups_of(pair, 1, seed=3))
     for settings in (
-        Settings(max_new_tokens=15, eos=EOS),
-        Settings(max_new_tokens=15, eos=EOS, do_sample=True, seed=1),
+        Settings(max_new_tokens=15, eos_token_id=EOS),
+        Settings(max_new_tokens=15, eos_token_id=EOS, do_sample=True, seed=1),
     ):
         (found,) = decode(pair.ours, [request], settings)[0]
         assert tuple(stream(pair.ours, request, settings)) == found.tokens
@@ -131,7 +135,7 @@ def test_a_stream_gives_the_tokens_of_decode(pairs, name):
 def test_logprobs_are_those_of_transformers(pairs, name):
     pair = pairs(name)
     groups = list(groups_of(pair, 2, seed=5))
-    settings = Settings(max_new_tokens=10, eos=EOS, suppress_tokens=(4, 5))
+    settings = Settings(max_new_tokens=10, eos_token_id=EOS, suppress_tokens=(4, 5))
     found = decode(pair.ours, requests_of(pair, groups), settings)
     want = []
     for _, _, inputs in groups:
@@ -178,12 +182,12 @@ def test_beams_and_samples_copy_no_memory(pairs, name):
     before = state.cross_bytes
     for beams in (1, 8):
         passes, projections = pair.ours.counters.encoder_passes, pair.ours.counters.projections
-        one = replace(Settings(max_new_tokens=4, eos=()), num_beams=beams)
+        one = replace(Settings(max_new_tokens=4, eos_token_id=()), num_beams=beams)
         decode(pair.ours, [Request((3,), (memory,))], one)
         assert pair.ours.counters.encoder_passes == passes
         assert pair.ours.counters.projections == projections + 1
     pair.ours.step(torch.tensor([[3]]), state)
-    state.select(torch.zeros(8, dtype=torch.long))
+    state.reorder(torch.zeros(8, dtype=torch.long))
     assert (state.rows, state.cross_bytes) == (8, before)
 
 

@@ -1,5 +1,7 @@
 """Gradients through a whole decoder, against transformers."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -63,3 +65,45 @@ def test_scoring_in_two_pieces_has_the_gradients_of_one(tmp_path):
     )
     torch.testing.assert_close(cut_logits, logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(cut, whole, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("trained", [("q",), ("v",), ("q", "v"), ("k",)], ids="+".join)
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_some_weights_may_be_frozen(name, trained, tmp_path):
+    """Adapters train the projections of queries and values, and leave the keys alone."""
+    theirs = tiny.make(name, tmp_path)
+    ours = build(huggingface.read(tmp_path, name))
+    tokens = random_tokens(1, 8)
+    parts = [f"self_attn.{part}." for part in trained]
+    for key, parameter in ours.decoder.named_parameters():
+        parameter.requires_grad_(any(part in key for part in parts))
+    if name == "bart":
+        source = torch.tensor([[5, 6, 7]])
+        memory = memory_of(ours.encode_tokens(source.tolist())[0], "x")
+        state, arguments = ours.start([[memory]]), dict(input_ids=source, decoder_input_ids=tokens)
+    else:
+        state, arguments = ours.start([[]]), dict(input_ids=tokens)
+    ours.score(tokens, state).square().sum().backward()
+    theirs(**arguments).logits.square().sum().backward()
+    grads = dict(theirs.named_parameters())
+    table = family_of(json.loads((tmp_path / "config.json").read_text())).table
+    compared = 0
+    for key, parameter in ours.decoder.named_parameters():
+        if parameter.requires_grad:
+            want = grads[table.names_of(f"decoder.{key}")[0]].grad
+            torch.testing.assert_close(parameter.grad, want, atol=2e-2, rtol=1e-3)
+            compared += 1
+    assert compared >= 2 * len(trained)
+
+
+def test_scoring_goes_on_after_steps(tmp_path):
+    tiny.make("llama", tmp_path)
+    network = build(huggingface.read(tmp_path, "llama")).requires_grad_()
+    tokens = random_tokens(2, 8)
+    state = network.start([[]] * 2)
+    network.step(tokens[:, :5], state)
+    state.reorder(torch.tensor([1, 0]))
+    got = network.score(tokens[[1, 0], 5:], state)
+    want = network.score(tokens[[1, 0]], network.start([[]] * 2))[:, 5:]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    got.sum().backward()

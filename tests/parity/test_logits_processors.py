@@ -121,7 +121,7 @@ def test_forced_and_suppressed_tokens_equal_transformers(prompt, new):
     settings = Settings(forced_eos_token_id=(2, 9))
     assert torch.equal(constrained(settings, tokens, scores, prompt=prompt, limit=2), want)
     want = hf.SuppressTokensLogitsProcessor([3, 8])(ids, scores)
-    settings = Settings(suppress_tokens=(3, 8, V + 1))
+    settings = Settings(suppress_tokens=(3, 8))
     assert torch.equal(constrained(settings, tokens, scores, prompt=prompt), want)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints in, checkpoints out, and what is said of broken ones."""
 
 import json
+import re
 
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from xattn.errors import (
 )
 from xattn.models.build import build
 from xattn.models.families import family_of
-from xattn.models.formats import huggingface
+from xattn.models.formats import huggingface, read_checkpoint
 
 
 @pytest.mark.parametrize("name", tiny.TINY)
@@ -85,10 +86,31 @@ def test_truncated_safetensors(broken, keep):
         build(huggingface.read(broken, "broken"))
 
 
-def test_pickle_only_is_refused_with_the_way_out(broken):
-    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    with pytest.raises(UnsafeCheckpointError, match=r"pytorch_model\.bin.*save_pretrained"):
-        huggingface.read(broken, "broken")
+@pytest.mark.parametrize("name", ["bart", "t5-v1.1-untied-wide-heads", "whisper", "llama"])
+def test_pickle_only_is_refused_with_a_way_out_that_works(name, tmp_path, monkeypatch):
+    theirs = tiny.make(name, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsafeCheckpointError, match=r"pytorch_model\.bin: is a pickle") as caught:
+        huggingface.read(tmp_path, name)
+    *code, tokenizer = str(caught.value).partition("with transformers: ")[2].split("; ")
+    monkeypatch.chdir(tmp_path)
+    exec("; ".join(code))
+    assert re.fullmatch(r"transformers\.Auto(Tokenizer|Processor)\.from_pretrained.*", tokenizer)
+    ours = build(huggingface.read(tmp_path / "NEW_DIRECTORY", name))
+    theirs.save_pretrained(tmp_path / "SAME")
+    want = build(huggingface.read(tmp_path / "SAME", name))
+    for key, value in want.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(key), value, atol=0, rtol=0)
+
+
+def test_a_shard_whose_name_no_file_can_have_is_missing(tmp_path):
+    tiny.make("t5", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {"shared.weight": "x" * 300}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptCheckpointError, match="the file is missing"):
+        huggingface.read(tmp_path, "t5")
 
 
 def test_missing_shard_is_named(pairs, tmp_path):
@@ -256,3 +278,36 @@ def test_config_values_that_cannot_be_are_named_with_their_place(name, change, t
 def change_config(directory, change):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | change))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    tiny.make("bart", tmp_path)
+    name = "model.encoder.layers.0.self_attn.q_proj.weight"
+    rewrite(tmp_path, lambda tensors: tensors[name][3].fill_(value))
+    with pytest.raises(
+        CorruptCheckpointError, match=r"q_proj\.weight' holds numbers that are none"
+    ):
+        build(huggingface.read(tmp_path, "bart"))
+
+
+@pytest.mark.parametrize("value", [[], {}, 5, "swirl"])
+def test_an_activation_that_is_none_is_named(value, tmp_path):
+    tiny.make("bart", tmp_path)
+    change_config(tmp_path, {"activation_function": value})
+    with pytest.raises(UnsupportedModelError, match="activation must be one of"):
+        build(huggingface.read(tmp_path, "bart"))
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100000], ids=["digits", "nesting"])
+def test_json_that_python_gives_up_on_is_named(text, tmp_path):
+    tiny.make("bart", tmp_path)
+    (tmp_path / "generation_config.json").write_text(f'{{"a": {text}}}')
+    with pytest.raises(CorruptCheckpointError, match=r"generation_config\.json: not readable"):
+        huggingface.read(tmp_path, "bart")
+
+
+def test_a_file_of_a_directory_names_the_directory(tmp_path):
+    tiny.make("bart", tmp_path)
+    with pytest.raises(UnsupportedModelError, match=f"give its directory, {tmp_path}"):
+        read_checkpoint(tmp_path / "model.safetensors", "bart")

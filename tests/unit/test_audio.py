@@ -308,3 +308,9 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "soxr", None)
     with pytest.raises(MissingExtraError, match=r"8000 Hz .*xattn\[audio\]"):
         read_audio(path)
+
+
+def test_samples_of_another_scale_are_remarked_on() -> None:
+    integers = (tone(16000) * 32767).astype(np.float32)
+    with pytest.warns(UserWarning, match="full scale is 1: divide .* by 32768"):
+        read_audio(integers)

@@ -13,7 +13,7 @@ from xattn.decoding.settings import Settings
 from xattn.decoding.subtitles import SubtitleLayout
 from xattn.decoding.transcription_settings import TranscriptionSettings
 
-NO_FLAG = {"bad_words_ids", "eos", "pad", "strict_length"}
+NO_FLAG = {"bad_words_ids", "eos_token_id", "strict_length"}
 """Settings of generate for programs: token ids of one checkpoint, and how its own length binds."""
 
 

@@ -118,7 +118,7 @@ def test_finished_requests_leave_the_batch(settings):
 
 def test_samples_follow_their_seeds_and_nothing_else():
     settings = Settings(
-        do_sample=True, max_new_tokens=6, num_return_sequences=3, seed=11, top_k=0, eos=()
+        do_sample=True, max_new_tokens=6, num_return_sequences=3, seed=11, top_k=0, eos_token_id=()
     )
     three = decode(TreeNetwork(V), [request(1)], settings)[0]
     assert len({h.tokens for h in three}) == 3
@@ -135,11 +135,24 @@ def test_samples_follow_their_seeds_and_nothing_else():
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_that_is_forced_leaves_the_others_their_truncation(beams):
+    # forced_bos_token_id acts on prompts of one token, so that rows differ in what they may take.
+    settings = Settings(
+        do_sample=True, top_k=2, num_beams=beams, max_new_tokens=5, forced_bos_token_id=3
+    )
+    for seed in range(20):
+        free = request(2, 3, seed=seed)
+        alone = decode(TreeNetwork(V), [free], settings)[0]
+        beside = decode(TreeNetwork(V), [free, request(1, seed=7)], settings)[0]
+        assert [h.tokens for h in beside] == [h.tokens for h in alone]
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_samples_follow_the_model(beams):
     """First tokens of many samples against the softmax, by chi-square."""
     count = 3000
-    settings = Settings(do_sample=True, num_beams=beams, max_new_tokens=1, eos=())
+    settings = Settings(do_sample=True, num_beams=beams, max_new_tokens=1, eos_token_id=())
     found = decode(TreeNetwork(V), [request(4, seed=n) for n in range(count)], settings)
     seen = torch.bincount(torch.tensor([f[0].tokens[0] for f in found]), minlength=V)
     want = logits_of(V, "m", (4,)).softmax(-1)
@@ -181,7 +194,7 @@ def test_processors_see_each_rows_own_tokens_under_beams():
                 logits_RV[row, own[-1]] = -math.inf
         return logits_RV
 
-    settings = Settings(num_beams=4, num_return_sequences=4, max_new_tokens=8, eos=())
+    settings = Settings(num_beams=4, num_return_sequences=4, max_new_tokens=8, eos_token_id=())
     plain = decode(TreeNetwork(V), MIXED, settings)
     found = decode(TreeNetwork(V), MIXED, settings, processors=[no_doubles])
 
@@ -190,7 +203,9 @@ def test_processors_see_each_rows_own_tokens_under_beams():
 
     assert sum(map(doubles, plain)) > 0
     assert sum(map(doubles, found)) == 0
-    kept = Settings(num_beams=4, num_return_sequences=4, max_new_tokens=8, eos=(), patience=1.0)
+    kept = Settings(
+        num_beams=4, num_return_sequences=4, max_new_tokens=8, eos_token_id=(), patience=1.0
+    )
     assert sum(map(doubles, decode(TreeNetwork(V), MIXED, kept, processors=[no_doubles]))) == 0
 
 
@@ -218,7 +233,7 @@ class Letters:
 
 @pytest.mark.parametrize("settings", [ALL_KINDS[0], ALL_KINDS[1], ALL_KINDS[2], ALL_KINDS[4]])
 def test_stop_strings_end_sequences_and_are_cut_from_the_text(settings):
-    settings = replace(settings, stop_strings=("bx", "cc"), eos=(), max_new_tokens=20)
+    settings = replace(settings, stop_strings=("bx", "cc"), eos_token_id=(), max_new_tokens=20)
     tokenizer, stopped = Letters(), 0
     for found in decode(TreeNetwork(V), MIXED, settings, tokenizer):
         for hypothesis in found:
@@ -259,7 +274,10 @@ def test_limits_of_the_decoder():
         ([request()], Settings(), PromptError, "0 tokens"),
         ([request(1), request(V)], Settings(), PromptError, f"token {V}.*0 to {V - 1}"),
         ([request(1)], Settings(suppress_tokens=tuple(range(V))), UsageError, "leave no token"),
-        ([request(1)], Settings(eos=(V,)), UsageError, "`eos`"),
+        ([request(1)], Settings(eos_token_id=(V,)), UsageError, "`eos_token_id`"),
+        ([request(1)], Settings(suppress_tokens=(V,)), UsageError, "`suppress_tokens` .* 0 to 4"),
+        ([request(1)], Settings(begin_suppress_tokens=(V,)), UsageError, "`begin_suppress_tok"),
+        ([request(1)], Settings(bad_words_ids=((1, V),)), UsageError, "`bad_words_ids`"),
         ([request(1)], Settings(forced_bos_token_id=V), UsageError, "`forced_bos_token_id`"),
         ([request(1)], Settings(forced_eos_token_id=(V,)), UsageError, "`forced_eos_token_id`"),
         ([request(1)], Settings(stop_strings=("x",)), UsageError, "no tokenizer"),

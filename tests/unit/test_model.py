@@ -161,13 +161,33 @@ def test_the_encoders_settings_are_part_of_the_key(tmp_path, change):
     assert before.key != after.key
 
 
-def test_a_changed_weight_changes_the_key(tmp_path):
+def _in_place(ffn):
+    with torch.no_grad():
+        ffn.up.weight.add_(1.0)
+
+
+def _behind_autograd(ffn):
+    ffn.up.weight.data += 1.0
+
+
+def _replaced(ffn):
+    ffn.up.weight = torch.nn.Parameter(ffn.up.weight.detach() + 1.0, requires_grad=False)
+
+
+def _assigned(ffn):
+    ffn.load_state_dict({k: v + 1.0 for k, v in ffn.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [_in_place, _behind_autograd, _replaced, _assigned])
+def test_a_changed_weight_changes_the_key(tmp_path, change):
+    """However it is changed: adapters are merged with ``weight.data += …``."""
     tiny.make("bart", tmp_path)
     model = xattn.load(tmp_path)
-    before = model.encode(SOURCE).key
-    with torch.no_grad():
-        model.network.encoder.layers[0].ffn.up.weight.add_(1.0)
-    assert model.encode(SOURCE).key != before
+    before = model.encode(SOURCE)
+    change(model.network.encoder.layers[0].ffn)
+    assert model.encode(SOURCE).key != before.key
+    with pytest.raises(UsageError, match="made by another encoder"):
+        model.generate(before)
 
 
 def test_a_masked_memory_is_not_its_unmasked_twin(load):
@@ -195,7 +215,7 @@ def test_rows_that_leave_take_their_memories_along(load):
         before = state.cross_bytes
         tokens = torch.full((6, 1), 5)
         model.network.step(tokens, state)
-        state.select(torch.tensor([3, 2]))
+        state.reorder(torch.tensor([3, 2]))
         assert state.cross_bytes == before // 3
         want = model.network.start([[memories[3]], [memories[2]]], form=form)
         model.network.step(tokens[:2], want)
@@ -262,3 +282,38 @@ def test_a_placement_that_is_not_run_is_refused(kind, load):
     other = replace(spec, placement=replace(spec.placement, kind=kind))
     with pytest.raises(xattn.UnsupportedModelError, match=kind):
         Decoder(other)
+
+
+@pytest.mark.parametrize("name", [None, 5, ["a"]])
+def test_a_name_must_be_one(name):
+    with pytest.raises(UsageError, match="`name` must be text or a path"):
+        xattn.load(name)
+
+
+def test_dtypes_and_devices_of_torch_are_taken(tmp_path):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert model.network.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("call", ["encode_batch", "generate_batch"])
+def test_one_text_is_no_batch_of_letters(load, call):
+    with pytest.raises(UsageError, match="a list with one entry per request, but is 'hello'"):
+        getattr(load("bart"), call)("hello")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": "x"},
+        {"num_beams": 0},
+        {"bad_words_ids": 5},
+        {"forced_eos_token_id": [{"a": 1}]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_cannot_be_obeyed_says_so_when_it_is_loaded(tmp_path, settings):
+    tiny.make("bart", tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(xattn.CorruptCheckpointError, match="generation config cannot be obeyed"):
+        xattn.load(tmp_path)

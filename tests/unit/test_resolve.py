@@ -175,14 +175,16 @@ def test_an_alias_whose_package_is_missing_names_both_ways(monkeypatch: pytest.M
 def downloads(monkeypatch: pytest.MonkeyPatch, directory: Path, remote: list[str]) -> None:
     """Stands in for the hub: 'downloads' the files of ``remote`` that the patterns allow."""
 
-    def fake(_: str, *, local_files_only: bool, **patterns: list[str]) -> str:
+    def fake(_: str, *, revision: str | None, local_files_only: bool, **patterns: Any) -> str:
         assert not local_files_only
+        assert revision is None
         for name in huggingface_hub.utils.filter_repo_objects(remote, **patterns):
             (directory / name).write_bytes(b"{}")
         return str(directory)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _: remote)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: remote)
+    monkeypatch.setattr(huggingface_hub, "get_repo_discussions", lambda *_, **__: iter(()))
 
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -230,6 +232,48 @@ def test_hub_models_without_weights_that_are_read(
     with pytest.raises(error, match=message):
         resolve("a/b")
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_pickles_alone_are_taken_as_the_hub_converted_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub_id = "facebook/nllb-200-distilled-600M"
+    files = {"config.json": b"{}", "tokenizer.json": b"{}"}
+    main = in_cache(tmp_path, hub_id, files)
+
+    def fetch(_: str, *, revision: str | None, **__: Any) -> str:
+        if revision is None:
+            return str(main)
+        assert revision == "refs/pr/45"
+        pull = main.parent / ("b" * 40)
+        pull.mkdir(exist_ok=True)
+        for name, content in (files | {"model.safetensors": b"x"}).items():
+            (pull / name).write_bytes(content)
+        ref = main.parents[1] / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text("b" * 40)
+        return str(pull)
+
+    def pulls(_: str, *, author: str, **__: Any) -> Any:
+        assert author == "SFconvertbot"
+        title = "Adding `safetensors` variant of this model"
+        yield SimpleNamespace(title="Fix a typo", git_reference="refs/pr/44")
+        yield SimpleNamespace(title=title, git_reference="refs/pr/45")
+
+    monkeypatch.setattr(huggingface_hub, "get_repo_discussions", pulls)
+    with pytest.raises(OfflineError, match="only parts of it are in the cache"):
+        resolve(hub_id, offline=True)
+    online = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    found = resolve(hub_id)
+    assert (found / "model.safetensors").is_file()
+    # From then on it is there without a network.
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", online)
+    assert resolve(hub_id, offline=True) == found
+    assert resolve(f"{hub_id}@refs/pr/45", offline=True) == found
+    entry = find("nllb-200-distilled-600M")
+    assert entry is not None
+    assert available_offline(entry)
 
 
 def test_an_unknown_hub_id_gets_near_names(monkeypatch: pytest.MonkeyPatch) -> None:

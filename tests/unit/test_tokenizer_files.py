@@ -1,6 +1,8 @@
 """Vocabularies as files: GGUF metadata, SentencePiece models, and files that cannot be read."""
 
+import json
 import sys
+from random import Random
 
 import pytest
 import vocabularies
@@ -148,3 +150,56 @@ def test_truncation_and_padding_of_a_file_are_not_applied(tmp_path):
     backend.no_truncation()
     backend.no_padding()
     assert tokenizer.encode(TEXTS[3]).ids == backend.encode(TEXTS[3]).ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.json", {"</s>": 0, "<unk>": 1, "de": None}),
+        ("vocab.json", {"</s>": 0, "<unk>": 1, "de": "x"}),
+        ("vocab.json", {"</s>": 0, "<unk>": 1, "de": float("inf")}),
+        ("target_vocab.json", {"de": []}),
+        ("added_tokens.json", {"<x>": float("inf")}),
+    ],
+    ids=str,
+)
+def test_an_id_that_is_none_is_named(tmp_path, name, content):
+    write(
+        tmp_path,
+        source__spm=sentencepiece_model("unigram"),
+        vocab__json={"</s>": 0, "<unk>": 1},
+        tokenizer_config__json={"separate_vocabs": True},
+        target_vocab__json={},
+    )
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(CorruptCheckpointError, match=name.replace(".", r"\.")):
+        load_tokenizer(tmp_path, {"model_type": "marian"})
+
+
+@pytest.mark.parametrize("sentinels", ["x", [], -1, 2**31])
+def test_sentinels_have_a_bound(tmp_path, sentinels):
+    write(
+        tmp_path,
+        spiece__model=sentencepiece_model("unigram", **T5),
+        tokenizer_config__json={"extra_ids": sentinels},
+    )
+    with pytest.raises(CorruptCheckpointError, match="'extra_ids' must be a whole number up to"):
+        load_tokenizer(tmp_path, {"model_type": "t5"})
+
+
+def test_a_damaged_normaliser_never_reaches_the_library(tmp_path):
+    """The library walks the table unchecked, and panics; what it would panic on is refused."""
+    model = sentencepiece_model("unigram", **T5)
+    charsmap = read_sentencepiece(write(tmp_path, t__model=model) / "t.model").charsmap
+    start, text = model.index(charsmap), "The ﬁrst ½ of ﬀ Å ＡＢＣ １２３ ㎏ à テスト 한국어"
+    random, refused = Random(3), 0
+    for _ in range(60):
+        damaged = bytearray(model)
+        for _ in range(random.choice([1, 3, 30])):
+            damaged[start + random.randrange(len(charsmap))] ^= 1 << random.randrange(8)
+        write(tmp_path, spiece__model=bytes(damaged))
+        try:
+            load_tokenizer(tmp_path, {"model_type": "t5"}).encode(text)
+        except CorruptCheckpointError:
+            refused += 1
+    assert 20 < refused < 60

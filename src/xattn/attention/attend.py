@@ -74,9 +74,12 @@ def attention_weights(
         k_NASK = segment.k_NGSK[:, [head // per_group for head in chosen]].float()
         scores_NAWS = q_NAWK @ k_NASK.transpose(-1, -2)
     scores_NAWS = scores_NAWS * scale
+    weights_NAWS = scores_NAWS.softmax(dim=-1)
     if segment.bias_N11S is not None:
-        scores_NAWS = scores_NAWS + segment.bias_N11S
-    return scores_NAWS.softmax(dim=-1).nan_to_num(0.0).transpose(1, 2)
+        weights_NAWS = (scores_NAWS + segment.bias_N11S).softmax(dim=-1)
+        unread_N111 = (segment.bias_N11S == float("-inf")).all(dim=-1, keepdim=True)
+        weights_NAWS = weights_NAWS.masked_fill(unread_N111, 0.0)
+    return weights_NAWS.transpose(1, 2)
 
 
 def _attend_absorbed(
@@ -124,9 +127,7 @@ def _unfold_heads(x_NGRK: Tensor, queries: int) -> Tensor:
 
 def _fold_bias(bias: Tensor | None, per_group: int, queries: int, groups: int) -> Tensor | None:
     """[N|1, H|1, W|1, S] -> [N|1, G|1, M*W|1, S], as the folded queries need it."""
-    if bias is None or (bias.shape[1] == 1 and (bias.shape[2] == 1 or per_group == 1)):
-        return bias
-    if per_group == 1:
+    if bias is None or per_group == 1 or bias.shape[1] == bias.shape[2] == 1:
         return bias
     N, H, _, S = bias.shape
     full = bias.expand(N, H if H > 1 else per_group, queries, S)
@@ -144,6 +145,8 @@ def _attend_heads(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_NGRK, k_NGSK, v_NGSK, attn_mask=bias, scale=scale
     )
+    # The kernel takes a query that is no number for one of zeros: let it show.
+    out.add_(q_NGRK, alpha=0.0)
     if bias is not None:
         # The kernel answers a fully masked query with zeros and a log-sum-exp of 0.
         unread = bias.amax(dim=-1) == float("-inf")

@@ -8,9 +8,9 @@ import typer
 
 from xattn import __version__
 from xattn.cli import config, doctor, generate, models, transcribe, translate
-from xattn.cli.console import print_line
+from xattn.cli.console import print_line, print_note
 from xattn.cli.failures import BAD_USAGE
-from xattn.cli.settings import collect, find_files, known_settings, read_file
+from xattn.cli.settings import collect, find_files, known_settings, read_file, unknown_variables
 
 HELP_FLAGS = ["-h", "--help"]
 
@@ -53,6 +53,8 @@ def root(
     known = known_settings(ctx.command)
     files = [read_file(path, known) for path in find_files(Path.cwd(), os.environ)]
     found = collect(known, files, os.environ)
+    for note in unknown_variables(known, os.environ):
+        print_note(note)
     ctx.obj = found
     ctx.default_map = {
         command: {name: setting.value for name, setting in settings.items()}

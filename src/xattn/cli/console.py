@@ -56,8 +56,8 @@ class Progress:
     _live: ClassVar[Any] = None
     """The bar on the screen; errors are printed above it."""
 
-    def __init__(self, what: str, *, results_on_stdout: bool) -> None:
-        self._what = what
+    def __init__(self, what: str, *, unit: str, results_on_stdout: bool) -> None:
+        self._what, self._unit = what, unit
         self._silent = results_on_stdout and sys.stdout.isatty()
         self._reported = time.monotonic()
         self._bar: Any = None
@@ -96,7 +96,7 @@ class Progress:
             self._bar.update(self._task, completed=done, total=total)
         elif not self._silent and time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
-            print_note(f"{self._what}: {done:.0f} of {total:.0f}")
+            print_note(f"{self._what}: {done:.0f} of {total:.0f} {self._unit}")
 
 
 def _print_to_stderr(line: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from xattn.cli.console import print_error
+from xattn.cli.settings import DEBUG
 from xattn.errors import UsageError, XattnError
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -32,7 +33,7 @@ def exit_code_of(run: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # noqa: BLE001  (the outermost frame: nothing may pass unsaid)
-        if os.environ.get("XATTN_DEBUG"):
+        if os.environ.get(DEBUG):
             traceback.print_exc()
         else:
             print_error(message_of(error))

@@ -89,7 +89,9 @@ def generate(
         return [as_record(answer, field="text", logprobs=logprobs) for answer in answers]
 
     if jsonl is not None:
-        run_jsonl(jsonl, output, work, fields=["prompt", "messages"], batch_size=batch_size)
+        options = settings | {"generate": model, "dtype": dtype, "chat": chat, "system": system}
+        fields = ["prompt", "messages"]
+        run_jsonl(jsonl, output, work, fields=fields, options=options, batch_size=batch_size)
     elif stream:
         for text in read_texts(prompts or []):
             _stream(loaded, wrap(text), settings)

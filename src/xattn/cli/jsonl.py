@@ -1,9 +1,11 @@
 """Records in and out, one JSON object a line, with resume.
 
 Input records carry an ``id`` (the line number where there is none). An output line is the input
-record with the result's fields added. A run that was stopped goes on where it stopped: records
-already in the output are skipped, and a last line that was cut off while it was written is dropped.
-An output that holds another record under the same id belongs to another run, and is refused.
+record with the result's fields added, and ``run``, which stands for the command, the model and the
+options. A field of the input that the result has too is kept as ``input_…``. A run that was stopped
+goes on where it stopped: records already in the output are skipped, and a last line that was cut
+off while it was written is dropped. A file with another run in it, or another record under the same
+id, or anything else, is refused and stays as it is.
 """
 
 import json
@@ -18,6 +20,9 @@ from xattn.cli.console import Progress, print_error, print_note
 from xattn.errors import SourceNotFoundError, UnreadableSourceError, UsageError, XattnError
 
 Record = dict[str, Any]
+
+_BEGINNING = b'{"id": '
+"""How every line that is written begins."""
 
 
 def read_records(source: str, fields: Sequence[str]) -> list[Record]:
@@ -47,39 +52,67 @@ def read_records(source: str, fields: Sequence[str]) -> list[Record]:
     return list(records.values())
 
 
-def finished_records(output: Path) -> dict[Any, Record]:
-    """Records already in ``output``, by id; drops a last line that was cut off from the file."""
+def finished_records(output: Path) -> tuple[dict[Any, Record], int]:
+    """Records already in ``output``, by id, and the bytes before a last line that was cut off.
+
+    Raises :class:`UsageError` where a line is no record of xattn's.
+    """
     if not output.exists():
-        return {}
+        return {}, 0
     content = output.read_bytes()
     *lines, last = content.split(b"\n")
-    if last:
-        try:
-            json.loads(last)
-        except ValueError:
-            os.truncate(output, len(content) - len(last))
-        else:  # only its newline is missing
-            with output.open("ab") as file:
-                file.write(b"\n")
-            lines.append(last)
+    ours = last.startswith(_BEGINNING) or _BEGINNING.startswith(last)
+    cut_off = ours and not _is_json(last)
+    if last and not cut_off:
+        lines.append(last)
     found: dict[Any, Record] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{output} line {number}"
             record = _parse(line.decode("utf-8", errors="replace"), where)
-            if "id" not in record:
-                raise UsageError(f"{where} has no 'id'; is {str(output)!r} an output of xattn?")
+            if not {"id", "run"} <= record.keys():
+                raise UsageError(
+                    f"{where} has no 'id' and 'run': {str(output)!r} is no output of xattn, and is "
+                    "left as it is; give another --output."
+                )
             found[record["id"]] = record
-    return found
+    return found, len(content) - len(last) * cut_off
 
 
-def records_left(records: Sequence[Record], output: Path, fields: Sequence[str]) -> list[Record]:
+def _mend_end(output: Path, keep_bytes: int) -> None:
+    """Drop a last line that was cut off, or give a whole one the newline that it lacks."""
+    if not output.exists():
+        return
+    if keep_bytes < output.stat().st_size:
+        print_note(f"the last line of {output} was cut off and is done again")
+        os.truncate(output, keep_bytes)
+    with output.open("rb+") as file:
+        if keep_bytes and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
+            file.write(b"\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def records_left(
+    records: Sequence[Record], output: Path, fields: Sequence[str], run: str
+) -> list[Record]:
     """The records that ``output`` lacks; says on stderr how many it has.
 
-    Raises :class:`UsageError` where one of its records has the id of another input, which
-    ``fields`` are.
+    Raises :class:`UsageError` where one of its records is of another ``run``, or has the id of
+    another input, which ``fields`` are.
     """
-    done = finished_records(output)
+    done, keep_bytes = finished_records(output)
+    if any(record["run"] != run for record in done.values()):
+        raise UsageError(
+            f"{output} holds records of another command, model or options; give another --output, "
+            "or move that file away."
+        )
     for record in records:
         result = done.get(record["id"], record)
         other = next((name for name in fields if record.get(name) != result.get(name)), None)
@@ -89,6 +122,7 @@ def records_left(records: Sequence[Record], output: Path, fields: Sequence[str])
                 f"{result.get(other)!r}, and the input's is {record.get(other)!r}. Give another "
                 "--output, or move that file away."
             )
+    _mend_end(output, keep_bytes)
     left = [record for record in records if record["id"] not in done]
     if len(left) < len(records):
         print_note(f"{len(records) - len(left)} of {len(records)} records are in {output} already")
@@ -101,6 +135,7 @@ def run_records(
     work: Callable[[Sequence[Record]], Sequence[Record]],
     *,
     fields: Sequence[str],
+    run: str,
     batch_size: int = 1,
 ) -> int:
     """Do ``work`` on each record that ``output`` (``-``: stdout) lacks; returns how many failed.
@@ -108,9 +143,9 @@ def run_records(
     A record that fails is named on stderr and left out of the output, so that the next run tries
     it again.
     """
-    left = list(records) if output == "-" else records_left(records, Path(output), fields)
+    left = list(records) if output == "-" else records_left(records, Path(output), fields, run)
     failed, finished = 0, len(records) - len(left)
-    progress = Progress("records", results_on_stdout=output == "-")
+    progress = Progress("done", unit="records", results_on_stdout=output == "-")
     with _opened(output) as file, progress:
         for start in range(0, len(left), batch_size):
             progress.update(finished, len(records))
@@ -120,11 +155,17 @@ def run_records(
                     failed += 1
                     print_error(f"record {record['id']!r}: {result}")
                 else:
-                    file.write(json.dumps(record | result, ensure_ascii=False) + "\n")
+                    line = record | _kept(record, result) | result | {"run": run}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     file.flush()
                 finished += 1
                 progress.update(finished, len(records))
     return failed
+
+
+def _kept(record: Record, result: Record) -> Record:
+    """What the result would replace, under another name: a reference must not be lost."""
+    return {f"input_{name}": record[name] for name in record if name in result}
 
 
 def _attempt(

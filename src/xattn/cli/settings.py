@@ -28,6 +28,7 @@ COMMON = ("model", "device", "dtype", "offline", "threads", "seed")
 PER_CALL = ("json", "jsonl", "output", "stream", "chat")
 """Options that say what one call does, and so have no place in a file of settings."""
 
+DEBUG = "XATTN_DEBUG"
 FILE_NAME = "xattn.toml"
 
 Known = Mapping[str, Mapping[str, bool]]
@@ -100,6 +101,18 @@ def collect(
         }
         for command, options in known.items()
     }
+
+
+def unknown_variables(known: Known, environ: Mapping[str, str]) -> Iterator[str]:
+    """What to say of each ``XATTN_…`` variable that sets nothing."""
+    names = [
+        v for command, options in known.items() for o in options for v in variables(command, o)
+    ]
+    for variable in sorted(environ):
+        if variable.startswith("XATTN_") and variable not in (*names, DEBUG):
+            near = get_close_matches(variable, names, n=3, cutoff=0.75)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            yield f"{variable} sets nothing{hint}"
 
 
 def _strongest(

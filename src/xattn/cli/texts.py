@@ -1,9 +1,10 @@
 """Where the texts of ``translate`` and ``generate`` come from, and where their results go."""
 
+import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,14 +21,23 @@ Work = Callable[[Sequence[Record]], Sequence[Record]]
 
 
 def run_jsonl(
-    jsonl: str, output: str, work: Work, *, fields: Sequence[str], batch_size: int
+    jsonl: str,
+    output: str,
+    work: Work,
+    *,
+    fields: Sequence[str],
+    options: Mapping[str, Any],
+    batch_size: int = 1,
 ) -> None:
-    """Work through a file of records; exit code 1 if some failed."""
+    """Work through a file of records; exit code 1 if some failed.
+
+    ``options`` are what results depend on: an output made with others is not added to.
+    """
     if "-" not in (jsonl, output) and Path(jsonl).resolve() == Path(output).resolve():
         raise UsageError(f"--output must be another file than --jsonl, but both are {output!r}.")
-    failed = run_records(
-        read_records(jsonl, fields), output, work, fields=fields, batch_size=batch_size
-    )
+    records = read_records(jsonl, fields)
+    run = hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:12]
+    failed = run_records(records, output, work, fields=fields, run=run, batch_size=batch_size)
     if failed:
         raise typer.Exit(FAILED)
 

@@ -164,13 +164,16 @@ def transcribe(
         _require_one_document(sources, output_format)
     layout = {name: settings.pop(name) for name in list(settings) if name in LAYOUT}
     _check(settings, layout)
+    if output_dir is not None:
+        _make(output_dir)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
     if jsonl is not None:
 
         def work(records: Sequence[Record]) -> list[Record]:
             return [_document(loaded.transcribe(_path(r), **settings)) for r in records]
 
-        run_jsonl(jsonl, output, work, fields=["audio"], batch_size=1)
+        options = settings | {"transcribe": model, "dtype": dtype}
+        run_jsonl(jsonl, output, work, fields=["audio"], options=options)
         return
     _transcribe_all(loaded, sources, settings, layout, output_format, output_dir, json)
 
@@ -213,7 +216,7 @@ def _transcribe_one(
     model: "Model", source: str, settings: dict[str, Any], *, print_lines: bool
 ) -> "Transcript":
     """One recording, with its seconds as progress, or its text line by line as it is found."""
-    with Progress(source, results_on_stdout=print_lines) as progress:
+    with Progress(source, unit="s", results_on_stdout=print_lines) as progress:
         running = model.transcribe_segments(_audio(source), progress=progress.update, **settings)
         for segment in running:
             if print_lines:
@@ -230,6 +233,17 @@ def _require_one_document(sources: Sequence[str], output_format: str) -> None:
             f"several recordings as {output_format} do not fit on one stdout; "
             "say where to write with --output-dir, or use --json."
         )
+
+
+def _make(output_dir: Path) -> None:
+    """Make the folder before there is work that could be lost."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--output-dir must be a folder that can be written, but {str(output_dir)!r} cannot be "
+            f"made: {error.strerror}."
+        ) from error
 
 
 def _require_distinct_names(sources: Sequence[str]) -> None:

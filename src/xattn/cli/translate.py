@@ -69,7 +69,9 @@ def translate(
         return [as_record(answer, field="translation", logprobs=logprobs) for answer in answers]
 
     if jsonl is not None:
-        run_jsonl(jsonl, output, work, fields=["text"], batch_size=batch_size)
+        options = settings | {"translate": model, "dtype": dtype}
+        options |= {"from": source_language, "to": target_language}
+        run_jsonl(jsonl, output, work, fields=["text"], options=options, batch_size=batch_size)
     else:
         given = texts or []
         by_line = _blank_stays_blank(work) if "-" in given else work

@@ -20,7 +20,7 @@ from xattn.spec import Form, ModelSpec
 class State(Protocol):
     """What decoding remembers of its rows."""
 
-    def select(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         """Row j becomes a continuation of old row ``rows[j]``; memories are shared, not copied."""
 
 
@@ -66,9 +66,9 @@ def plan(spec: ModelSpec, requests: Sequence[Request], settings: Settings) -> Pl
     for request in requests:
         _check_tokens(request.prompt, spec.decoder.vocab_size)
         limits.append(new_token_limit(len(request.prompt), settings, spec.decoder.position.limit))
-    eos = spec.tokens.eos if settings.eos is None else settings.eos
+    eos = spec.tokens.eos if settings.eos_token_id is None else settings.eos_token_id
     fits = all(0 <= token < spec.decoder.vocab_size for token in eos)
-    require(fits, "eos", f"token ids below {spec.decoder.vocab_size}", eos)
+    require(fits, "eos_token_id", f"token ids below {spec.decoder.vocab_size}", eos)
     return Plan(requests=tuple(requests), limits=tuple(limits), eos=tuple(eos))
 
 

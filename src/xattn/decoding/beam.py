@@ -64,7 +64,7 @@ class Beams(Generic[S]):
         self._state, logits_NV = prefill(network, batch, settings, form)
         owners = [n for n in range(N) for _ in range(W)]
         repeats_R = torch.tensor(owners, device=device)
-        self._state.select(repeats_R)
+        self._state.reorder(repeats_R)
         self._prompt_logits: Tensor | None = logits_NV.index_select(0, repeats_R)
         # The beams of a request begin as copies: only the first may have children.
         self._scores_R = torch.tensor([0.0] + [HOPELESS] * (W - 1), device=device).repeat(N)
@@ -214,7 +214,7 @@ class Beams(Generic[S]):
             return
         device = self._scores_R.device
         rows_R = torch.tensor([c.row for c in chosen], device=device)
-        self._state.select(rows_R)
+        self._state.reorder(rows_R)
         self._history.select(rows_R)
         self._history.append(torch.tensor([c.token for c in chosen], device=device))
         self._scores_R = torch.tensor([c.running_score for c in chosen], device=device)

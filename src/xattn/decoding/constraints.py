@@ -245,16 +245,16 @@ def check_choice(logprob: float, logits_RV: Tensor, step: int) -> None:
 def _built_in(
     settings: Settings, eos: Sequence[int], vocab_size: int, device: torch.device
 ) -> list[Constraint]:
-    def inside(tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if 0 <= token < vocab_size]
-
+    for name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+        _require_tokens(name, getattr(settings, name) or (), vocab_size)
+    for word in settings.bad_words_ids:
+        _require_tokens("bad_words_ids", word, vocab_size)
     active: list[Constraint] = []
     if settings.repetition_penalty != 1.0:
         active.append(RepetitionPenalty(settings.repetition_penalty, settings.penalize_prompt))
     if settings.no_repeat_ngram_size > 0:
         active.append(NoRepeatNGram(settings.no_repeat_ngram_size, settings.penalize_prompt))
     words = [w for w in settings.bad_words_ids if not (len(w) == 1 and w[0] in eos)]
-    words = [w for w in words if len(inside(w)) == len(w)]
     if words:
         active.append(BadWords(words, device))
     if eos and (settings.min_new_tokens or settings.min_length):
@@ -264,14 +264,18 @@ def _built_in(
         require(first in range(vocab_size), "forced_bos_token_id", f"below {vocab_size}", first)
         active.append(ForcedFirst(first))
     if last is not None:
-        fits = bool(last) and len(inside(last)) == len(last)
-        require(fits, "forced_eos_token_id", f"below {vocab_size}", last)
+        require(bool(last), "forced_eos_token_id", "at least one token id", last)
         active.append(ForcedLast(last))
-    if never := inside(settings.suppress_tokens):
-        active.append(Suppress(never, device))
-    if begin := inside(settings.begin_suppress_tokens):
-        active.append(SuppressFirst(begin, first is not None, device))
+    if settings.suppress_tokens:
+        active.append(Suppress(settings.suppress_tokens, device))
+    if settings.begin_suppress_tokens:
+        active.append(SuppressFirst(settings.begin_suppress_tokens, first is not None, device))
     return active
+
+
+def _require_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    strange = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    require(strange is None, name, f"token ids from 0 to {vocab_size - 1}", strange)
 
 
 def _seen(rows: Rows, whole: bool) -> Tensor:

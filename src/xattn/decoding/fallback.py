@@ -186,7 +186,7 @@ def _search_settings(
         penalize_prompt=False,
         suppress_tokens=tokens.suppressed(settings.suppress_tokens),
         begin_suppress_tokens=blank,
-        eos=(tokens.end,),
+        eos_token_id=(tokens.end,),
         **search,
     )
 

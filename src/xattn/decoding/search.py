@@ -140,7 +140,7 @@ class Walk(Generic[S]):
         owners = [i for i in range(len(batch.requests)) for _ in range(self.sequences_per_request)]
         if self.sequences_per_request > 1:
             repeats_R = torch.tensor(owners, device=network.device)
-            self._state.select(repeats_R)
+            self._state.reorder(repeats_R)
             self._logits_RV = self._logits_RV.index_select(0, repeats_R)
         self.drafts = [Draft(batch.limits[i]) for i in owners]
         self.active = list(range(len(owners)))
@@ -204,7 +204,7 @@ class Walk(Generic[S]):
                 return
             kept_R = torch.tensor(kept, device=tokens_R.device)
             tokens_R = tokens_R[kept_R]
-            self._state.select(kept_R)
+            self._state.reorder(kept_R)
             rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
             rows.limits = [rows.limits[row] for row in kept]
             if rows.history is not None:

@@ -18,10 +18,14 @@ LEAST_TEMPERATURE = 1e-4
 MOST_LENGTH_PENALTY = 32
 """Beyond it a length to that power leaves float64."""
 
-ALIASES = {"eos_token_id": "eos", "pad_token_id": "pad"}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 LENGTHS = ("max_new_tokens", "max_length")
-SEQUENCES = ("eos", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id")
+SEQUENCES = (
+    "eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+)
 
 NOT_RUN: dict[str, tuple[object, ...]] = {
     "assistant_early_exit": (None,),
@@ -45,6 +49,17 @@ NOT_RUN: dict[str, tuple[object, ...]] = {
     "watermarking_config": (None,),
 }
 """Generation-config names that change the tokens and are not run here, with neutral values."""
+
+WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "output_logits": (None, False),
+    "output_scores": (None, False),
+    "return_dict_in_generate": (None, False),
+    "synced_gpus": (None, False),
+    "use_cache": (None, True),
+}
+"""Names that change nothing here, with the values for which that is what was asked."""
 
 ELSEWHERE = {
     "attention_mask": "a memory carries its own mask",
@@ -130,10 +145,8 @@ class Settings:
 
     stop_strings: tuple[str, ...] = ()
     """Text that ends a sequence; it is cut from the text and kept in the tokens."""
-    eos: tuple[int, ...] | None = None
+    eos_token_id: tuple[int, ...] | None = None
     """Tokens that end a sequence; None takes the model's."""
-    pad: int | None = None
-    """Filler of prompts that are shorter than others in the batch; never seen."""
     logprobs: bool | int = False
     """Candidates of each step to report besides the chosen token."""
 
@@ -257,12 +270,12 @@ class Settings:
         """
         defaults = dict(defaults or {})
         known = {field.name for field in fields(cls)}
-        for name in overrides:
-            if ALIASES.get(name, name) not in known:
+        given = {k: v for k, v in overrides.items() if not _is_neutral(k, v)}
+        for name in given:
+            if name not in known:
                 raise UsageError(_unknown(name, known))
         _warn_about(defaults)
-        given = {ALIASES.get(k, k): v for k, v in overrides.items()}
-        values = {ALIASES.get(k, k): v for k, v in defaults.items() if v is not None}
+        values = {k: v for k, v in defaults.items() if v is not None}
         explicit = any(given.get(name) is not None for name in LENGTHS)
         if explicit:
             values = {k: v for k, v in values.items() if k not in LENGTHS}
@@ -324,12 +337,20 @@ def _are_tokens(value: object) -> bool:
     return isinstance(value, tuple) and all(is_whole(token, 0) for token in value)
 
 
+def _is_neutral(name: str, value: object) -> bool:
+    """Whether a keyword of transformers asks for nothing but what is done anyway."""
+    if name == "pad_token_id":
+        return True  # what fills a batch is never seen
+    neutral = {**NOT_RUN, **WITHOUT_EFFECT}.get(name, ())
+    return any(value is one or value == one for one in neutral)
+
+
 def _unknown(name: str, known: set[str]) -> str:
     if name in NOT_RUN:
         return f"`{name}` is a setting of transformers that xattn does not run."
     if name in ELSEWHERE:
         return f"`{name}` is not a setting of generate: {ELSEWHERE[name]}."
-    near = difflib.get_close_matches(name, sorted(known | ALIASES.keys()), n=3)
+    near = difflib.get_close_matches(name, sorted(known), n=3)
     hint = (
         f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
         if near

@@ -98,7 +98,7 @@ def stop_strings_of(settings: Settings, tokenizer: Detokenizer | None) -> StopSt
     if tokenizer is None:
         raise UsageError(
             f"`stop_strings` {settings.stop_strings!r} are text, and there is no tokenizer to make "
-            "text of tokens; give one, or set `eos` to token ids instead."
+            "text of tokens; give one, or set `eos_token_id` to token ids instead."
         )
     return StopStrings(settings.stop_strings, tokenizer)
 

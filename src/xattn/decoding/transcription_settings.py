@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -109,6 +110,18 @@ class TranscriptionSettings:
         self._check_search()
         self._check_gates()
         self._check_times()
+        if self.vad_parameters != VoiceSettings() and not self.vad_filter:
+            warnings.warn(
+                "`vad_parameters` without vad_filter=True changes nothing.",
+                UserWarning,
+                stacklevel=4,
+            )
+        if self.vad_filter and self.clip_timestamps != (0.0,):
+            warnings.warn(
+                "`vad_filter` leaves recordings alone that `clip_timestamps` cuts.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     @classmethod
     def resolve(cls, **options: Any) -> "TranscriptionSettings":

@@ -28,9 +28,11 @@ def top_k(logits_RC: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
     if k >= V:
         return logits_RC, None
     least_R1 = logits_RC.topk(k).values[:, -1:]
-    count = int((logits_RC >= least_R1).sum(-1).max())
+    # A row with fewer than k tokens left (a forced one) has -inf for the last, and ties with none.
+    counts = ((logits_RC >= least_R1) & (logits_RC > DROPPED)).sum(-1)
+    count = max(k, int(counts.max()))
     if count == V:
-        return logits_RC, None
+        return logits_RC.masked_fill(logits_RC < least_R1, DROPPED), None
     ids_RC = logits_RC.topk(count).indices.sort(-1).values
     kept_RC = logits_RC.gather(1, ids_RC)
     return kept_RC.masked_fill(kept_RC < least_R1, DROPPED), ids_RC

@@ -44,6 +44,8 @@ HOP_SAMPLES = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_SAMPLES
 WINDOW_FRAMES = 3000
 MAX_CHANNELS = 64
+LOUDEST = 16.0
+"""Recordings that clip go a little beyond 1, and none goes this far."""
 UNKNOWN_FRAMES = 2**62
 """libsndfile answers a larger number where a stream does not say its length."""
 PREPROCESSING = "log-mel/1"
@@ -155,7 +157,7 @@ def _from_array(source: NDArray[Any] | Tensor) -> Samples:
 def _open(source: _FileSource) -> tuple[str, BinaryIO]:
     """A label and a seekable file; the caller closes it."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return "audio bytes", io.BytesIO(bytes(source))
+        return "the audio", io.BytesIO(bytes(source))
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
@@ -287,6 +289,14 @@ def _check(samples_CT: Samples, rate: int, label: str) -> None:
         raise InvalidSourceError(
             f"{label!r} must have finite samples, but {len(bad)} of {samples_CT.shape[1]} are NaN "
             f"or infinite, the first at {first / rate:.3f} s (sample {first}); repair the file."
+        )
+    peak = float(np.abs(samples_CT).max())
+    if peak > LOUDEST:
+        warnings.warn(
+            f"{label!r} has samples up to {peak:g}, and full scale is 1: divide what was read as "
+            "16-bit integers by 32768.",
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -1,7 +1,7 @@
 """Tokenizers that run in the ``tokenizers`` library: everything with a tokenizer.json, and more."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,18 +84,18 @@ class FastTokenizer:
             return Encoded(
                 [*before, *ids, *after], [*[(0, 0)] * len(before), *offsets, *[end] * len(after)]
             )
-        found = self.backend.encode(text)
+        found = _run(self.backend.encode, text)
         return Encoded(found.ids, _placed(found, len(text)))
 
     def encode_plain(self, text: str) -> Encoded:
         """Tokens of the text alone."""
-        found = self.backend.encode(text, add_special_tokens=False)
+        found = _run(self.backend.encode, text, add_special_tokens=False)
         return Encoded(found.ids, found.offsets)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``; ids beyond the vocabulary spell nothing."""
         kept = self._after_prompt(ids) if skip_special else list(ids)
-        text: str = self.backend.decode(kept, skip_special_tokens=skip_special)
+        text: str = _run(self.backend.decode, kept, skip_special_tokens=skip_special)
         if self._has_timestamps:
             text = drop_timestamps(text)
         return clean_up_spaces(text) if self.clean_up else text
@@ -123,7 +123,7 @@ class FastTokenizer:
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Prompt ids by the chat template; control tokens in the messages count as such."""
         prompt = render_chat(self.chat_template, messages, self.special_tokens)
-        ids: list[int] = self.backend.encode(prompt, add_special_tokens=False).ids
+        ids: list[int] = _run(self.backend.encode, prompt, add_special_tokens=False).ids
         return ids
 
     def incremental(self) -> IncrementalDecoder:
@@ -187,6 +187,19 @@ class _PromptSkipper:
 
     def finish(self) -> str:
         return self._decoder.finish()
+
+
+def _run(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """Call the library; a panic in it, which is no Exception, names the files as damaged."""
+    try:
+        return call(*arguments, **more)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CorruptCheckpointError(
+            f"the tokenizer's files are damaged: the `tokenizers` library fails on them ({error}); "
+            "fetch the checkpoint again."
+        ) from error
 
 
 def _placed(found: Any, length: int) -> list[tuple[int, int]]:

@@ -4,10 +4,13 @@ A ``.model`` file is a protocol buffer (sentencepiece_model.proto): pieces with 
 and the table of the normaliser.
 """
 
+import base64
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from xattn.errors import CorruptCheckpointError
 
@@ -96,11 +99,51 @@ def _parse(data: bytes) -> SentencePieceFile:
     if not pieces or len(settings) < 2:
         raise ValueError("it lacks its pieces or its settings")
     charsmap = settings[_NORMALIZER].get(2, b"")
+    if charsmap and not (isinstance(charsmap, bytes) and _holds_together(charsmap)):
+        raise ValueError("its normaliser's table points outside itself")
     return SentencePieceFile(
         pieces=tuple(pieces),
         algorithm=int(settings[_TRAINER].get(3, UNIGRAM)),
         charsmap=charsmap if isinstance(charsmap, bytes) else b"",
     )
+
+
+def require_sound_charsmap(encoded: bytes, path: Path) -> None:
+    """Raise :class:`CorruptCheckpointError` unless the table, in base64, can be walked."""
+    try:
+        sound = _holds_together(base64.b64decode(encoded, validate=True))
+    except ValueError:
+        sound = False
+    if not sound:
+        raise CorruptCheckpointError(
+            f"{path}: the table of its normaliser is damaged; fetch the checkpoint again."
+        )
+
+
+def _holds_together(charsmap: bytes) -> bool:
+    """Whether every link of the normaliser's table leads to a place in it.
+
+    The table is the size of a double-array trie in bytes, its units of 32 bits (darts-clone), and
+    the texts, each ended by a zero byte, that its leaves point to. The library that walks it does
+    not check.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if size == 0 or size % 1024 or 4 + size > len(charsmap):
+        return False
+    units = np.frombuffer(charsmap, "<u4", count=size // 4, offset=4)
+    texts = np.frombuffer(charsmap, np.uint8, offset=4 + size)
+    inner = units >> 31 == 0
+    offsets = (units >> 10) << ((units & 512) >> 6)
+    places = np.arange(len(units), dtype=np.uint32) ^ offsets
+    if (places[inner] >= len(units)).any():
+        return False
+    with_leaf = inner & (units & 256 != 0)
+    targets = units[places[with_leaf]] & 0x7FFFFFFF
+    if (targets >= len(texts)).any() or (len(texts) and texts[-1] != 0):
+        return False
+    texts.tobytes().decode()  # raises the ValueError that its reader turns into one of ours
+    # A text begins with the first byte of a character.
+    return not ((texts[targets] & 0xC0) == 0x80).any()
 
 
 def _piece(data: bytes) -> Piece:

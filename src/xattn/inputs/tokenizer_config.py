@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xattn.errors import CorruptCheckpointError
+from xattn.inputs.json_files import read_json_as
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -71,24 +72,11 @@ class TokenizerConfig:
         return self.named[name].content if name in self.named else default
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises :class:`CorruptCheckpointError` with the file's name."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(
-            f"{path} is not valid JSON ({error}); fetch the checkpoint again."
-        ) from error
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or an empty one where there is no such file."""
     if not path.is_file():
         return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{path} must hold a JSON object, but holds {type(value)}.")
-    return value
+    return read_json_as(dict, path)
 
 
 def read_tokenizer_config(directory: Path) -> TokenizerConfig:
@@ -98,7 +86,7 @@ def read_tokenizer_config(directory: Path) -> TokenizerConfig:
     """
     try:
         return _read(directory)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CorruptCheckpointError(
             f"a special token in {directory / 'tokenizer_config.json'}, special_tokens_map.json or "
             f"added_tokens.json is malformed ({error!r}); fetch the files again."

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xattn.errors import CorruptCheckpointError, UnsupportedModelError
+from xattn.errors import CorruptCheckpointError, UnsupportedModelError, is_whole
 from xattn.inputs.characters import CharacterTokenizer, character_tokenizer
 from xattn.inputs.fast import FastTokenizer, Frame, finish_fast
 from xattn.inputs.gguf_vocabulary import tokenizer_from_gguf
+from xattn.inputs.json_files import read_json
 from xattn.inputs.languages import M2M100, MBART, MBART50, NLLB, RULES, WMT21, LanguageRule
 from xattn.inputs.pieces import PieceTokenizer, SentencePiece
 from xattn.inputs.pipelines import (
@@ -22,12 +23,11 @@ from xattn.inputs.pipelines import (
     split_by,
     t5_pipeline,
 )
-from xattn.inputs.spm import read_sentencepiece
+from xattn.inputs.spm import read_sentencepiece, require_sound_charsmap
 from xattn.inputs.text import Tokenizer
 from xattn.inputs.tokenizer_config import (
     Added,
     TokenizerConfig,
-    read_json,
     read_object,
     read_tokenizer_config,
 )
@@ -46,6 +46,8 @@ __all__ = [
     "tokenizer_from_gguf",
 ]
 
+MOST_SENTINELS = 10_000
+"""T5 has 100."""
 _MARIAN_CODE = re.compile(r">>(?:(?!<<).)*<<", re.DOTALL)
 
 
@@ -103,6 +105,8 @@ def _from_tokenizer_json(
 
     path = directory / "tokenizer.json"
     data = path.read_bytes()
+    for charsmap in re.findall(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"', data):
+        require_sound_charsmap(charsmap, path)
     try:
         backend = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises Exception itself
@@ -165,7 +169,13 @@ def _plain_sentencepiece(path: Path, family: str, small: TokenizerConfig) -> Fas
             after=_ids(backend, eos) if small.flag("add_eos_token") else (),
         )
     else:
-        backend = t5_pipeline(file, extra_ids=int(small.values.get("extra_ids", 100)))
+        sentinels = small.values.get("extra_ids", 100)
+        if not is_whole(sentinels, 0) or sentinels > MOST_SENTINELS:
+            raise CorruptCheckpointError(
+                f"{path.parent / 'tokenizer_config.json'}: 'extra_ids' must be a whole number up "
+                f"to {MOST_SENTINELS}, but is {str(sentinels)[:40]!r} instead."
+            )
+        backend = t5_pipeline(file, extra_ids=sentinels)
         frame = Frame(after=_ids(backend, small.token("eos_token", "</s>")))
     return finish_fast(backend, small, content=content, frame=frame)
 
@@ -240,9 +250,8 @@ def _marian(directory: Path, small: TokenizerConfig) -> PieceTokenizer:
     encoder = _read_vocabulary(directory)
     decoder = encoder
     if small.flag("separate_vocabs"):
-        decoder = {
-            str(key): int(id) for key, id in read_object(directory / "target_vocab.json").items()
-        }
+        path = directory / "target_vocab.json"
+        decoder = _numbered(path, read_object(path))
     defaults = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
     added, special = _added_tokens(small, defaults, encoder)
     unknown, eos = (
@@ -363,5 +372,16 @@ def _read_vocabulary(directory: Path) -> dict[str, int]:
     if isinstance(value, list):
         return {str(token): place for place, token in enumerate(value)}
     if isinstance(value, dict):
-        return {str(token): int(id) for token, id in value.items()}
+        return _numbered(path, value)
     raise CorruptCheckpointError(f"{path} must hold a JSON object or list of tokens.")
+
+
+def _numbered(path: Path, value: Mapping[str, Any]) -> dict[str, int]:
+    """``value`` as token -> id; :class:`CorruptCheckpointError` where one is no id."""
+    strange = next((item for item in value.items() if not is_whole(item[1], 0)), None)
+    if strange is not None:
+        raise CorruptCheckpointError(
+            f"{path}: the id of {strange[0]!r} must be a whole number, at least 0, "
+            f"but is {str(strange[1])[:40]!r} instead."
+        )
+    return dict(value)

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import TensorError, UnsupportedModelError, UsageError, require
+from xattn.errors import (
+    CorruptCheckpointError,
+    TensorError,
+    UnsupportedModelError,
+    UsageError,
+    require,
+)
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
@@ -12,12 +18,15 @@ NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> Network:
+def build(
+    checkpoint: Checkpoint, *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+) -> Network:
     """A network with the checkpoint's weights, in evaluation mode.
 
     Raises :class:`TensorError` where a tensor is missing or misshaped, with the checkpoint's own
     name for it, the shape expected and the shape found.
     """
+    dtype = str(dtype).removeprefix("torch.")
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
     with torch.device("meta"):
         network = Network(checkpoint.spec)
@@ -29,7 +38,9 @@ def build(checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu"
         kept_wide = _is_wide(network, name) and dtype == "float16"
         target = torch.float32 if kept_wide else DTYPES[dtype]
         if weight.origin not in loaded:
-            tensor = _read(weight).to(device=device, dtype=target)
+            tensor = _read(weight, may_ban=name.endswith("head.bias")).to(
+                device=device, dtype=target
+            )
             loaded[weight.origin] = nn.Parameter(tensor.contiguous(), requires_grad=False)
         module_name, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(module_name), attribute, loaded[weight.origin])
@@ -80,7 +91,7 @@ def _is_wide(network: Network, name: str) -> bool:
     return stack is not None and stack.feed_forward.wide_down
 
 
-def _read(weight: Weight) -> Tensor:
+def _read(weight: Weight, *, may_ban: bool = False) -> Tensor:
     tensor = weight.load()
     assert tuple(tensor.shape) == weight.shape, (weight.origin, tuple(tensor.shape), weight.shape)
     if tensor.dtype not in NUMBERS:
@@ -88,5 +99,11 @@ def _read(weight: Weight) -> Tensor:
             f"tensor {weight.origin!r} holds {str(tensor.dtype).removeprefix('torch.')}: quantised "
             "weights are not read from safetensors; take the unquantised checkpoint, a GGUF file, "
             "or a CTranslate2 conversion."
+        )
+    # A sum costs a tenth of a comparison of each number. A bias may ban a token with -inf.
+    if not may_ban and not bool(tensor.sum(dtype=torch.float32).isfinite()):
+        raise CorruptCheckpointError(
+            f"tensor {weight.origin!r} holds numbers that are none (NaN or infinite); "
+            "download or convert the checkpoint again."
         )
     return tensor

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Absorbed, Materialized, Segment
-from xattn.errors import UnsupportedModelError
+from xattn.errors import UnsupportedModelError, shown
 from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,11 +27,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
+def activation(name: object) -> Callable[[Tensor], Tensor]:
     """The function that checkpoints call ``name``; :class:`UnsupportedModelError` if unknown."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, but is {name!r} instead."
+            f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, "
+            f"but is {shown(name)} instead."
         )
     return ACTIVATIONS[name]
 

@@ -23,6 +23,9 @@ from xattn.spec import Form, ModelSpec
 PADDING_SHARE = 0.25
 """Memories are projected as one padded batch while padding stays below this share of it."""
 
+STAMP_NUMBERS = 64
+"""Numbers of each encoder weight that are looked at before an old digest is trusted."""
+
 Attended = Memory | Projection
 
 
@@ -47,7 +50,7 @@ class Network(nn.Module):
         self.decoder = Decoder(spec.decoder)
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
         self.counters = Counters()
-        self._encoder_digest: tuple[tuple[int, ...], str] | None = None
+        self._encoder_digest: tuple[str, str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -63,11 +66,12 @@ class Network(nn.Module):
     def encoder_digest(self) -> str:
         """Digest over the encoder: its spec and its weights; part of every memory's key.
 
-        Kept until a weight is changed in place.
+        Taken again when a weight was replaced or changed, also behind autograd's back: adapters
+        are merged with ``weight.data += …``, which only the numbers show.
         """
         assert self.encoder is not None
-        versions = tuple(weight._version for weight in self.encoder.parameters())
-        if self._encoder_digest is None or self._encoder_digest[0] != versions:
+        stamp = _stamp(self.encoder)
+        if self._encoder_digest is None or self._encoder_digest[0] != stamp:
             # Weights alone do not say how many heads they are cut into, or what eps a norm has.
             parts = [repr(self.spec.encoder).encode()]
             for name, weight in self.encoder.named_parameters():
@@ -76,7 +80,7 @@ class Network(nn.Module):
                     f"{name}{tuple(weight.shape)}{weight.dtype}".encode(),
                     flat.numpy().tobytes(),
                 ]
-            self._encoder_digest = (versions, digest_of(*parts))
+            self._encoder_digest = (stamp, digest_of(*parts))
         return self._encoder_digest[1]
 
     @torch.no_grad()
@@ -215,6 +219,15 @@ class Network(nn.Module):
         self.counters.projections += len(memories)
         segments = self.decoder.project(states_NSD, mask_NS, form)
         return Projection(memories=tuple(memories), segments=segments, form=form)
+
+
+def _stamp(encoder: nn.Module) -> str:
+    """Changes whenever a weight does, for the price of looking at some numbers of each."""
+    weights = [weight.detach() for weight in encoder.parameters()]
+    seen = [w.view(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
+    places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
+    numbers = torch.cat([part.float() for part in seen]).cpu()
+    return digest_of(places.encode(), numbers.numpy().tobytes())
 
 
 def _identity(item: Attended) -> str:

@@ -13,8 +13,8 @@ def resolve(name: str, *, offline: bool = False) -> Path:
     """The file or directory that holds the model ``name``.
 
     ``name`` is, in this order, an alias of the catalog, ``pkg:PACKAGE/PATH``, a directory or file,
-    or a hub id OWNER/NAME. With ``offline``, or where ``HF_HUB_OFFLINE`` is set, the network is
-    never touched.
+    or a hub id OWNER/NAME, which may end in @REVISION. With ``offline``, or where
+    ``HF_HUB_OFFLINE`` is set, the network is never touched.
 
     Raises :class:`ModelNotFoundError`, with near names, if there is none,
     :class:`OfflineError` if it would have to be downloaded, and what

@@ -170,7 +170,7 @@ class DecodeState:
         kv = self._kv_L2RGCK
         return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device)
 
-    def select(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
         order = rows.tolist()
         if order == list(range(self.rows)):
@@ -184,6 +184,8 @@ class DecodeState:
 
     def reserve(self, tokens: int) -> None:
         """Room for ``tokens`` more in every row; capacity doubles, so growth costs O(1) a token."""
+        if self._kv_L2RGCK.is_inference() and not torch.is_inference_mode_enabled():
+            self._kv_L2RGCK = self._kv_L2RGCK.clone()  # what step() left may not be written here
         used = max(self.lengths, default=0)
         L, two, R, G, capacity, K = self._kv_L2RGCK.shape
         if used + tokens <= capacity:
@@ -202,7 +204,7 @@ class DecodeState:
         """
         T, used = k_RGTK.shape[2], max(self.lengths, default=0)
         cache = self._kv_L2RGCK[layer]
-        if torch.is_grad_enabled() and k_RGTK.requires_grad:
+        if torch.is_grad_enabled():
             return self._write_differentiably(cache, k_RGTK, v_RGTK, used + T)
         if self.uniform:
             cache[0, :, :, used : used + T] = k_RGTK

@@ -50,16 +50,37 @@ class Checkpoint:
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def refuse_pickles(path: Path) -> None:
+_CAUSAL = ("AutoModelForCausalLM", "AutoTokenizer")
+_CLASSES = {
+    "llama": _CAUSAL,
+    "qwen2": _CAUSAL,
+    "qwen3": _CAUSAL,
+    "whisper": ("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
+}
+"""transformers' classes for a model type that is no text-to-text model."""
+
+
+def refuse_pickles(path: Path, model_type: object = None) -> None:
     """Raise :class:`UnsafeCheckpointError` if ``path`` is a pickle, or a directory with one."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    pickle = next((file for file in files if file.suffix in PICKLE_SUFFIXES), None)
+    pickle = next((f for f in files if f.suffix in PICKLE_SUFFIXES and f.is_file()), None)
     if pickle is not None:
+        directory = path if path.is_dir() else path.parent
         raise UnsafeCheckpointError(
             f"{pickle}: is a pickle, which can run any code when it is opened, and so is never "
             "opened here; convert it to safetensors once, where you trust it, with transformers: "
-            "AutoModel.from_pretrained(DIRECTORY).save_pretrained(NEW_DIRECTORY)"
+            f"{conversion(str(directory), model_type)}"
         )
+
+
+def conversion(source: str, model_type: object) -> str:
+    """Code that writes ``source``, a directory or hub id, as safetensors into NEW_DIRECTORY."""
+    model, tokenizer = _CLASSES.get(str(model_type), ("AutoModelForSeq2SeqLM", "AutoTokenizer"))
+    return (
+        f"import transformers; new = 'NEW_DIRECTORY'; "
+        f"transformers.{model}.from_pretrained({source!r}).save_pretrained(new); "
+        f"transformers.{tokenizer}.from_pretrained({source!r}).save_pretrained(new)"
+    )
 
 
 class WeightTable:

@@ -3,17 +3,15 @@
 A family's module is imported when a checkpoint asks for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
 
-from xattn.errors import UnsupportedModelError
+from xattn.errors import UnsupportedModelError, shown
+from xattn.models.families.config import Config
 from xattn.models.weights import WeightTable
 from xattn.spec import ModelSpec
-
-Config = Mapping[str, Any]
 
 _MODULES = {
     "t5": "t5",
@@ -50,7 +48,7 @@ def family_of(config: Config) -> Family:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnsupportedModelError(
             f"config.json: `model_type` must be one of {', '.join(sorted(_MODULES))}, "
-            f"but is {name!r} instead.{hint}"
+            f"but is {shown(name)} instead.{hint}"
         )
     family: Family = import_module(f"{__name__}.{_MODULES[name]}").family(name, config)
     return family

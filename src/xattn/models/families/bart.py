@@ -6,6 +6,7 @@ Lewis et al. 2019 (BART), Liu et al. 2020 (mBART), Junczys-Dowmunt et al. 2018 (
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from xattn.errors import UnsupportedModelError
@@ -78,11 +79,10 @@ CHOICES = {
 
 
 def family(name: str, config: Config) -> Family:
-    """BART, mBART, Marian or M2M100, by ``model_type``."""
-    choices = CHOICES[name]
+    """BART, mBART, Marian or M2M100, by ``model_type``; the config does not change the names."""
     return Family(
         name=name,
-        spec=lambda config, generation: spec_from_config(name, choices, config, generation),
+        spec=partial(spec_from_config, name, CHOICES[name]),
         table=WeightTable(
             [*stack_names("encoder"), *stack_names("decoder"), *VOCABULARY], ignored=IGNORED
         ),
@@ -123,43 +123,24 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
         embed_scale=math.sqrt(width) if config.get("scale_embedding") else 1.0,
     )
 
-    def attention(heads: int) -> AttentionSpec:
-        if width % heads:
-            raise UnsupportedModelError(
-                f"config.json: d_model must be a multiple of the number of heads ({heads}), "
-                f"but is {width} instead."
-            )
-        return AttentionSpec(
-            heads=heads,
-            kv_heads=heads,
-            head_width=width // heads,
-            scale=(width // heads) ** -0.5,
-            q_bias=True,
-            k_bias=True,
-            v_bias=True,
-            o_bias=True,
-        )
-
-    def feed_forward(inner: int) -> FeedForwardSpec:
-        return FeedForwardSpec(width=inner, activation=config.get("activation_function", "gelu"))
-
+    activation = config.get("activation_function", "gelu")
     vocab_size = whole(config, "vocab_size")
     encoder = EncoderSpec(
         **shared,
         layers=whole(config, "encoder_layers", most=MOST_LAYERS),
-        self_attention=attention(whole(config, "encoder_attention_heads")),
-        feed_forward=feed_forward(whole(config, "encoder_ffn_dim")),
+        self_attention=_attention(width, whole(config, "encoder_attention_heads")),
+        feed_forward=FeedForwardSpec(width=whole(config, "encoder_ffn_dim"), activation=activation),
         vocab_size=vocab_size,
     )
     layers = whole(config, "decoder_layers", most=MOST_LAYERS)
-    heads = attention(whole(config, "decoder_attention_heads"))
+    attention = _attention(width, whole(config, "decoder_attention_heads"))
     decoder = DecoderSpec(
         **shared,
         layers=layers,
-        self_attention=heads,
-        cross_attention=heads,
+        self_attention=attention,
+        cross_attention=attention,
         memory_width=width,
-        feed_forward=feed_forward(whole(config, "decoder_ffn_dim")),
+        feed_forward=FeedForwardSpec(width=whole(config, "decoder_ffn_dim"), activation=activation),
         vocab_size=whole(config, "decoder_vocab_size", vocab_size),
         placement=Placement.every(layers),
         head_tied=flag(config, "tie_word_embeddings", True),
@@ -168,3 +149,22 @@ def spec_from_config(name: str, choices: Choices, config: Config, generation: Co
     start = decoder_start(config, generation)
     tokens = token_spec(config, generation, decoder_start=start)
     return ModelSpec(family=name, encoder=encoder, decoder=decoder, tokens=tokens)
+
+
+def _attention(width: int, heads: int) -> AttentionSpec:
+    """Heads that share the width, with biases everywhere."""
+    if width % heads:
+        raise UnsupportedModelError(
+            f"config.json: d_model must be a multiple of the number of heads ({heads}), "
+            f"but is {width} instead."
+        )
+    return AttentionSpec(
+        heads=heads,
+        kv_heads=heads,
+        head_width=width // heads,
+        scale=(width // heads) ** -0.5,
+        q_bias=True,
+        k_bias=True,
+        v_bias=True,
+        o_bias=True,
+    )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xattn.errors import CorruptCheckpointError, UnsupportedModelError
+from xattn.errors import CorruptCheckpointError, UnsupportedModelError, shown
 from xattn.spec import TokenSpec
 
 Config = Mapping[str, Any]
@@ -51,8 +51,9 @@ def flag(config: Config, name: str, default: bool) -> bool:
 
 
 def _wrong(name: str, bound: str, value: Any) -> CorruptCheckpointError:
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
-    return CorruptCheckpointError(f"config.json: {name!r} must be {bound}, but is {shown} instead.")
+    return CorruptCheckpointError(
+        f"config.json: {name!r} must be {bound}, but is {shown(value, 60)} instead."
+    )
 
 
 def refuse(config: Config, name: str, *supported: Any) -> None:
@@ -60,7 +61,7 @@ def refuse(config: Config, name: str, *supported: Any) -> None:
     value = config.get(name)
     if value is not None and value not in supported:
         raise UnsupportedModelError(
-            f"config.json: {name!r} must be one of {supported}, but is {value!r} instead; "
+            f"config.json: {name!r} must be one of {supported}, but is {shown(value)} instead; "
             "xattn does not run this variant."
         )
 

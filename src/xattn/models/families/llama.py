@@ -5,6 +5,7 @@ SwiGLU; Qwen2 has biases on q, k and v, Qwen3 a norm on each head's query and ke
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from xattn.errors import CorruptCheckpointError, UnsupportedModelError
 from xattn.models.families import Family
@@ -34,7 +35,7 @@ def family(name: str, config: Config) -> Family:
     """Llama (and SmolLM2, which says it is one), Qwen2 or Qwen3."""
     return Family(
         name=name,
-        spec=lambda config, generation: spec_from_config(name, config, generation),
+        spec=partial(spec_from_config, name),
         table=WeightTable(_pairs(), ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$")),
     )
 

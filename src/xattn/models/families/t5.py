@@ -1,5 +1,6 @@
 """T5 v1.0, v1.1, Flan and mT5 (Raffel et al. 2020; Shazeer 2020 for the gated form)."""
 
+from functools import partial
 from typing import Any
 
 from xattn.models.families import Family
@@ -29,7 +30,7 @@ def family(name: str, config: Config) -> Family:
     """T5 and mT5."""
     return Family(
         name=name,
-        spec=lambda config, generation: spec_from_config(name, config, generation),
+        spec=partial(spec_from_config, name),
         table=WeightTable(_pairs(gated=_is_gated(config)), ignored=IGNORED),
     )
 

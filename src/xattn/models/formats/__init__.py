@@ -28,6 +28,10 @@ def read_checkpoint(path: Path, origin: str) -> Checkpoint:
             checkpoint: Checkpoint = module.read(path, origin)
             return checkpoint
     refuse_pickles(path)
+    if path.is_file() and (path.parent / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"{path}: is one file of a checkpoint; give its directory, {path.parent}."
+        )
     raise UnsupportedModelError(
         f"{path}: no checkpoint found there; looked for {'; '.join(FORMATS.values())}."
     )

@@ -7,6 +7,7 @@ token ids stand for (https://huggingface.co/PeterReid/graphemes_to_phonemes_en_u
 import json
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,10 +26,12 @@ from xattn.models.weights import Checkpoint, Weight
 _META = "meta_json"
 _UNKNOWN = 3
 """Id of unknown characters; the file leaves it out."""
+MOST_BYTES = 2**30
+"""The models are a thousand times smaller; zip files can unpack to far more than they hold."""
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
     *(ValueError, TypeError, KeyError, OverflowError, MemoryError, SyntaxError),
-    *(NotImplementedError, RuntimeError),
+    *(NotImplementedError, RuntimeError, tokenize.TokenError),
 )
 """What numpy and zipfile raise for a file that is damaged."""
 
@@ -72,6 +75,11 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     try:
         # Opened here, because numpy leaves a file open that it finds damaged.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            if size > MOST_BYTES:
+                raise CorruptCheckpointError(
+                    f"{path}: unpacks to {size} bytes; at most {MOST_BYTES} are read."
+                )
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop(_META, "null")))
     except _DAMAGED as error:

@@ -1,6 +1,5 @@
 """Hugging Face checkpoint directories: config.json and safetensors, one file or shards."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xattn.errors import CheckpointError, CorruptCheckpointError, UnsupportedModelError
+from xattn.inputs.json_files import read_json_as
 from xattn.inputs.tokenizers import load_tokenizer
 from xattn.models.families import family_of
 from xattn.models.network import Network
@@ -32,12 +32,12 @@ def read(path: Path, origin: str) -> Checkpoint:
 
     Raises :class:`CheckpointError` of a kind that says what is wrong.
     """
-    config = read_json(path / "config.json")
+    config = read_json_as(dict, path / "config.json")
     generation: Mapping[str, Any] = {}
     if (path / "generation_config.json").is_file():
-        generation = read_json(path / "generation_config.json")
+        generation = read_json_as(dict, path / "generation_config.json")
     _refuse_quantised(path, config)
-    tensors = read_safetensors(path)
+    tensors = read_safetensors(path, config.get("model_type"))
     try:
         family = family_of(config)
         spec = family.spec(config, generation)
@@ -110,24 +110,11 @@ def _are_equal(a: Weight, b: Weight) -> bool:
     return a.shape == b.shape and torch.equal(a.load(), b.load())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; :class:`CorruptCheckpointError` with the place where it breaks."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CorruptCheckpointError(
-            f"{path}: must hold a JSON object, but holds {type(value).__name__}."
-        )
-    return value
-
-
-def read_safetensors(path: Path) -> dict[str, Weight]:
+def read_safetensors(path: Path, model_type: object = None) -> dict[str, Weight]:
     """All tensors of the directory, by name, not read yet."""
     index = path / "model.safetensors.index.json"
     if index.is_file() and not (path / "model.safetensors").is_file():
-        entries = read_json(index).get("weight_map")
+        entries = read_json_as(dict, index).get("weight_map")
         if not isinstance(entries, dict):
             raise CorruptCheckpointError(f"{index}: has no 'weight_map'.")
         files = sorted({str(name) for name in entries.values()})
@@ -138,11 +125,18 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
         file = path / name
         if Path(name).name != name:
             raise CorruptCheckpointError(f"{index}: shard {name!r} is not in the directory itself.")
-        if not file.is_file():
-            refuse_pickles(path)
+        if not _is_file(file):
+            refuse_pickles(path, model_type)
             raise CorruptCheckpointError(f"{file}: the file is missing from the checkpoint.")
         tensors.update(_tensors_of(file))
     return tensors
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _tensors_of(file: Path) -> dict[str, Weight]:

@@ -13,7 +13,6 @@ is the width of an item and the size counts items.
 """
 
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xattn.errors import (
-    CheckpointError,
-    CorruptCheckpointError,
-    TensorError,
-    UnsupportedModelError,
-)
+from xattn.errors import CorruptCheckpointError, TensorError, UnsupportedModelError
+from xattn.models.cursor import Cursor, map_file
 
 NEWEST_BINARY_VERSION = 6
 TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
@@ -64,19 +59,19 @@ class ModelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _map(path)
-        cursor = _Cursor(path, self._bytes)
-        self.version = cursor.number("<I", "the binary version")
+        self._bytes = map_file(path)
+        cursor = Cursor(path, self._bytes)
+        self.version = cursor.number("I", "the binary version")
         if not 1 <= self.version <= NEWEST_BINARY_VERSION:
             raise UnsupportedModelError(
                 f"{path}: the binary version must be 1 to {NEWEST_BINARY_VERSION}, but is "
                 f"{self.version} instead; this is no CTranslate2 model, or one of a later version."
             )
         self.spec_name = (
-            cursor.string("the name of the model specification") if self.version > 1 else ""
+            _string(cursor, "the name of the model specification") if self.version > 1 else ""
         )
         self.revision = (
-            cursor.number("<I", "the specification's revision") if self.version > 1 else 1
+            cursor.number("I", "the specification's revision") if self.version > 1 else 1
         )
         self.variables = dict(self._read_variables(cursor))
         if self.version >= 3:
@@ -84,19 +79,19 @@ class ModelFile:
         if cursor.left:
             raise cursor.error("the end of the file", f"{cursor.left} more bytes follow")
 
-    def _read_variables(self, cursor: "_Cursor") -> Iterator[tuple[str, Variable]]:
+    def _read_variables(self, cursor: Cursor) -> Iterator[tuple[str, Variable]]:
         seen: set[str] = set()
-        for _ in range(cursor.number("<I", "the number of variables")):
+        for _ in range(cursor.number("I", "the number of variables")):
             variable = _read_variable(cursor, self.version)
             if variable.name in seen:
                 raise cursor.error("a new variable", f"{variable.name!r} appears a second time")
             seen.add(variable.name)
             yield variable.name, variable
 
-    def _read_aliases(self, cursor: "_Cursor") -> Iterator[tuple[str, Variable]]:
-        for _ in range(cursor.number("<I", "the number of aliases")):
-            alias = cursor.string("an alias")
-            target = cursor.string(f"the variable that {alias!r} stands for")
+    def _read_aliases(self, cursor: Cursor) -> Iterator[tuple[str, Variable]]:
+        for _ in range(cursor.number("I", "the number of aliases")):
+            alias = _string(cursor, "an alias")
+            target = _string(cursor, f"the variable that {alias!r} stands for")
             if target not in self.variables:
                 raise cursor.error(
                     f"the variable that {alias!r} stands for", f"there is no {target!r}"
@@ -176,12 +171,12 @@ class ModelFile:
         )
 
 
-def _read_variable(cursor: "_Cursor", version: int) -> Variable:
-    name = cursor.string("the name of a variable")
-    rank = cursor.number("<B", f"the rank of {name!r}")
+def _read_variable(cursor: Cursor, version: int) -> Variable:
+    name = _string(cursor, "the name of a variable")
+    rank = cursor.number("B", f"the rank of {name!r}")
     shape = cursor.numbers("I", rank, f"the shape of {name!r}")
-    code = cursor.number("<B", f"the type of {name!r}")
-    size = cursor.number("<I", f"the size of {name!r}")
+    code = cursor.number("B", f"the type of {name!r}")
+    size = cursor.number("I", f"the size of {name!r}")
     if version >= 4:
         dtype = TYPES[code] if code < len(TYPES) else None
     else:
@@ -201,55 +196,9 @@ def _numpy_type(dtype: str) -> np.dtype[Any]:
     return np.dtype(_STORED_AS.get(dtype, dtype)).newbyteorder("<")
 
 
-def _map(path: Path) -> np.ndarray[Any, Any]:
-    try:
-        if path.stat().st_size == 0:
-            raise CorruptCheckpointError(
-                f"{path}: the file is empty; download or convert it again."
-            )
-        return np.memmap(path, mode="r")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
-
-
-class _Cursor:
-    """A position in the file; reading past the end is an error that says where and what for."""
-
-    def __init__(self, path: Path, data: np.ndarray[Any, Any]) -> None:
-        self.path, self.offset = path, 0
-        self._data = memoryview(data)  # type: ignore[arg-type]
-
-    @property
-    def left(self) -> int:
-        return len(self._data) - self.offset
-
-    def error(self, expected: str, found: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(
-            f"{self.path}: expected {expected} at byte {self.offset}, but {found}; the file is "
-            "truncated or malformed: download or convert it again."
-        )
-
-    def skip(self, size: int, what: str) -> int:
-        if size > self.left:
-            raise self.error(f"{what} ({size} bytes)", f"only {self.left} bytes are left")
-        self.offset += size
-        return self.offset - size
-
-    def number(self, code: str, what: str) -> int:
-        start = self.skip(struct.calcsize(code), what)
-        return int(struct.unpack_from(code, self._data, start)[0])
-
-    def numbers(self, code: str, count: int, what: str) -> tuple[int, ...]:
-        layout = f"<{count}{code}"
-        return struct.unpack_from(layout, self._data, self.skip(struct.calcsize(layout), what))
-
-    def string(self, what: str) -> str:
-        size = self.number("<H", f"the length of {what}")
-        start = self.skip(size, what)
-        raw = bytes(self._data[start : start + size])
-        if not raw.endswith(b"\0") or b"\0" in raw[:-1]:
-            raise self.error(what, "what stands there does not end in one NUL")
-        try:
-            return raw[:-1].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.error(what, "what stands there is not UTF-8") from error
+def _string(cursor: Cursor, what: str) -> str:
+    """Characters that end in one NUL, which their length counts."""
+    text = cursor.text(cursor.number("H", f"the length of {what}"), what)
+    if not text.endswith("\0") or "\0" in text[:-1]:
+        raise cursor.error(what, "what stands there does not end in one NUL")
+    return text[:-1]

@@ -5,18 +5,19 @@ JSON lists or text files; faster-whisper adds ``tokenizer.json``. Quantised vari
 dequantised to float32 as they are loaded.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from xattn.errors import (
     CheckpointError,
     CorruptCheckpointError,
     UnsupportedModelError,
     UsageError,
+    is_whole,
 )
+from xattn.inputs.json_files import read_json_as
 from xattn.inputs.tokenizers import load_tokenizer
 from xattn.models.formats.ctranslate2.binary import ModelFile
 from xattn.models.formats.ctranslate2.layout import read_audio_encoder, read_decoder, read_encoder
@@ -31,8 +32,6 @@ _REVISIONS = {
 }
 """First and last revision that is read, by the name of the specification."""
 _ZIP, _PICKLE = b"PK", b"\x80"
-
-T = TypeVar("T", dict[str, Any], list[Any])
 
 
 def matches(path: Path) -> bool:
@@ -68,7 +67,7 @@ def read(path: Path, origin: str) -> Checkpoint:
     directory = file.path.parent
     config = _options_of_old_files(file)
     if (directory / "config.json").is_file():
-        config |= _read_json(directory / "config.json", dict)
+        config |= read_json_as(dict, directory / "config.json")
     try:
         return _read_model(file, config, origin)
     except UsageError as error:
@@ -89,7 +88,11 @@ def _read_model(file: ModelFile, config: dict[str, Any], origin: str) -> Checkpo
     reading.require_all_read()
     vocabulary = _read_vocabulary(directory, decoder.vocab_size - zero_row)
     whisper = file.spec_name == "WhisperSpec"
-    tokens = _whisper_tokens(directory, vocabulary) if whisper else _tokens(vocabulary, config)
+    tokens = (
+        _whisper_tokens(directory, vocabulary)
+        if whisper
+        else _tokens(directory, vocabulary, config)
+    )
     if zero_row:
         # The converter dropped the padding token, whose embedding is zero; it is the start token.
         padding = decoder.vocab_size - 1
@@ -166,12 +169,16 @@ def _share_embeddings(reading: Reading) -> bool:
     return encoder is None or decoder is None or encoder.origin == decoder.origin
 
 
-def _tokens(vocabulary: Sequence[str], config: Mapping[str, Any]) -> TokenSpec:
+def _tokens(directory: Path, vocabulary: Sequence[str], config: Mapping[str, Any]) -> TokenSpec:
     ids = {token: number for number, token in reversed(list(enumerate(vocabulary)))}
-    eos = ids.get(str(config.get("eos_token", "</s>")))
-    start = config.get("decoder_start_token")
+    end, start = config.get("eos_token") or "</s>", config.get("decoder_start_token")
+    eos = ids.get(str(end))
+    if eos is None:
+        raise _bad_config(directory, "eos_token", "a token of the vocabulary", end)
+    if start is not None and str(start) not in ids:
+        raise _bad_config(directory, "decoder_start_token", "a token of the vocabulary", start)
     return TokenSpec(
-        eos=() if eos is None else (eos,),
+        eos=(eos,),
         bos=ids.get(str(config.get("bos_token", "<s>"))),
         pad=ids.get("<pad>"),
         decoder_start=None if start is None else ids.get(str(start)),
@@ -215,16 +222,17 @@ def _alignment_heads(
     pairs = config.get("alignment_heads") or []
     assert decoder.cross_attention is not None
     bounds = (decoder.layers, decoder.cross_attention.heads)
-    try:
-        heads = tuple((int(layer), int(head)) for layer, head in pairs)
-        fits = all(0 <= layer < bounds[0] and 0 <= head < bounds[1] for layer, head in heads)
-    except (TypeError, ValueError):
-        fits = False
+    fits = isinstance(pairs, list) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(is_whole(n, 0) and n < most for n, most in zip(pair, bounds, strict=True))
+        for pair in pairs
+    )
     if not fits:
         raise _bad_config(
             directory, "alignment_heads", f"pairs (layer, head) below {bounds}", pairs
         )
-    return heads
+    return tuple((layer, head) for layer, head in pairs)
 
 
 def _bad_config(directory: Path, key: str, bound: str, value: object) -> CorruptCheckpointError:
@@ -257,7 +265,7 @@ def _read_vocabulary(directory: Path, size: int) -> list[str]:
     for stem in ("vocabulary", "shared_vocabulary", "target_vocabulary"):
         listed, lines = directory / f"{stem}.json", directory / f"{stem}.txt"
         if listed.is_file():
-            tokens = _read_json(listed, list)[:size]
+            tokens = read_json_as(list, listed)[:size]
             if not all(isinstance(token, str) for token in tokens):
                 raise CorruptCheckpointError(f"{listed}: must hold a list of strings.")
             return tokens
@@ -267,19 +275,6 @@ def _read_vocabulary(directory: Path, size: int) -> list[str]:
         f"{directory}: no vocabulary found; looked for vocabulary, shared_vocabulary and "
         "target_vocabulary as .json and .txt."
     )
-
-
-def _read_json(path: Path, kind: type[T]) -> T:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path}: is not valid JSON: {error}.") from error
-    if not isinstance(value, kind):
-        found = type(value).__name__
-        raise CorruptCheckpointError(
-            f"{path}: must hold a JSON {kind.__name__}, but holds {found}."
-        )
-    return value
 
 
 def _split_lines(path: Path) -> list[str]:

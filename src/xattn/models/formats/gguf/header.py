@@ -13,7 +13,6 @@ it needs seconds for a vocabulary that is read here in a tenth of one.
 """
 
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from xattn.errors import (
-    CheckpointError,
-    CorruptCheckpointError,
-    MissingExtraError,
-    UnsupportedModelError,
-)
+from xattn.errors import CorruptCheckpointError, MissingExtraError, UnsupportedModelError
+from xattn.models.cursor import Cursor, map_file
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -69,8 +64,8 @@ class Header:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = _map(path)
-        cursor = _Cursor(path, self.data)
+        self.data = map_file(path)
+        cursor = Cursor(path, self.data)
         if bytes(self.data[:4]) != MAGIC:
             raise cursor.error("the letters GGUF", f"found {bytes(self.data[:4])!r}")
         cursor.skip(4, "the letters GGUF")
@@ -84,13 +79,13 @@ class Header:
         values = cursor.number("Q", "the number of metadata values")
         self.metadata: dict[str, Any] = {}
         for _ in range(values):
-            key = cursor.string("the key of a metadata value")
+            key = _string(cursor, "the key of a metadata value")
             if key in self.metadata:
                 raise cursor.error("a new key", f"{key!r} appears a second time")
-            self.metadata[key] = cursor.value(key)
+            self.metadata[key] = _value(cursor, key)
         self.tensors = self._read_tensors(cursor, tensors)
 
-    def _read_tensors(self, cursor: "_Cursor", count: int) -> dict[str, TensorEntry]:
+    def _read_tensors(self, cursor: Cursor, count: int) -> dict[str, TensorEntry]:
         described = [_describe(cursor) for _ in range(count)]
         alignment = self.metadata.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -130,8 +125,8 @@ class Header:
         return self.data[entry.offset : entry.offset + entry.size_bytes]
 
 
-def _describe(cursor: "_Cursor") -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.string("the name of a tensor")
+def _describe(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    name = _string(cursor, "the name of a tensor")
     rank = cursor.number("I", f"the rank of {name!r}")
     if rank > _MOST_AXES:
         raise cursor.error(f"a rank of at most {_MOST_AXES} for {name!r}", f"it is {rank}")
@@ -140,66 +135,26 @@ def _describe(cursor: "_Cursor") -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(shape)), kind, cursor.number("Q", f"the offset of {name!r}")
 
 
-def _map(path: Path) -> np.ndarray[Any, Any]:
-    try:
-        if path.stat().st_size == 0:
-            raise CorruptCheckpointError(f"{path}: the file is empty; download it again.")
-        return np.memmap(path, mode="r")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+def _string(cursor: Cursor, what: str) -> str:
+    return cursor.text(cursor.number("Q", f"the length of {what}"), what)
 
 
-class _Cursor:
-    """A position in the file; reading past the end is an error that says where and what for."""
+def _value(cursor: Cursor, key: str) -> Any:
+    kind, what = cursor.number("I", f"the type of {key!r}"), f"the value of {key!r}"
+    if kind == _STRING:
+        return _string(cursor, what)
+    if kind == _ARRAY:
+        return _array(cursor, what)
+    if kind in _CODES:
+        return cursor.number(_CODES[kind], what)
+    raise cursor.error(what, f"its type is {kind}, which GGUF does not have")
 
-    def __init__(self, path: Path, data: np.ndarray[Any, Any]) -> None:
-        self.path, self.offset = path, 0
-        self._data = memoryview(data)  # type: ignore[arg-type]
 
-    def error(self, expected: str, found: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(
-            f"{self.path}: expected {expected} at byte {self.offset}, but {found}; the file is "
-            "truncated or malformed: download or copy it again."
-        )
-
-    def skip(self, size: int, what: str) -> int:
-        left = len(self._data) - self.offset
-        if size > left:
-            raise self.error(f"{what} ({size} bytes)", f"only {left} bytes are left")
-        self.offset += size
-        return self.offset - size
-
-    def number(self, code: str, what: str) -> Any:
-        start = self.skip(struct.calcsize(f"<{code}"), what)
-        return struct.unpack_from(f"<{code}", self._data, start)[0]
-
-    def numbers(self, code: str, count: int, what: str) -> tuple[Any, ...]:
-        start = self.skip(count * struct.calcsize(f"<{code}"), what)
-        return struct.unpack_from(f"<{count}{code}", self._data, start)
-
-    def string(self, what: str) -> str:
-        size = self.number("Q", f"the length of {what}")
-        start = self.skip(size, what)
-        try:
-            return str(self._data[start : self.offset], "utf-8")
-        except UnicodeDecodeError as error:
-            raise self.error(what, "what stands there is not UTF-8") from error
-
-    def value(self, key: str) -> Any:
-        kind, what = self.number("I", f"the type of {key!r}"), f"the value of {key!r}"
-        if kind == _STRING:
-            return self.string(what)
-        if kind == _ARRAY:
-            return self._array(what)
-        if kind in _CODES:
-            return self.number(_CODES[kind], what)
-        raise self.error(what, f"its type is {kind}, which GGUF does not have")
-
-    def _array(self, what: str) -> list[Any]:
-        kind = self.number("I", f"the type of the items of {what}")
-        count = self.number("Q", f"the length of {what}")
-        if kind == _STRING:
-            return [self.string(f"an item of {what}") for _ in range(count)]
-        if kind in _CODES:
-            return list(self.numbers(_CODES[kind], count, what))
-        raise self.error(what, f"it is an array of type {kind}, which is not read")
+def _array(cursor: Cursor, what: str) -> list[Any]:
+    kind = cursor.number("I", f"the type of the items of {what}")
+    count = cursor.number("Q", f"the length of {what}")
+    if kind == _STRING:
+        return [_string(cursor, f"an item of {what}") for _ in range(count)]
+    if kind in _CODES:
+        return list(cursor.numbers(_CODES[kind], count, what))
+    raise cursor.error(what, f"it is an array of type {kind}, which is not read")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xattn.errors import CorruptCheckpointError, UnsupportedModelError
-from xattn.models.formats.gguf.dequantise import dequantise
+from xattn.models.formats.gguf.dequantise import FORMATS, dequantise
 from xattn.models.formats.gguf.header import Header
 from xattn.models.formats.gguf.rotary import scaling_from_factors
 from xattn.spec import (
@@ -39,13 +39,14 @@ class Metadata:
         if self.number("expert_count", 0):
             raise UnsupportedModelError(f"{self.header.path}: mixtures of experts are not run.")
         layers = self._layers()
-        norm = NormSpec(kind="rms", eps=self.number("attention.layer_norm_rms_epsilon"))
+        norm = NormSpec(kind="rms", eps=self.positive("attention.layer_norm_rms_epsilon"))
         width = self.whole("embedding_length")
+        attention = self._attention(width, norm)
         vocab_size = self.tensor_shape("token_embd.weight")[0]
         decoder = DecoderSpec(
             width=width,
             layers=layers,
-            self_attention=self._attention(width, norm),
+            self_attention=attention,
             feed_forward=FeedForwardSpec(
                 width=self.whole("feed_forward_length"),
                 activation="silu",
@@ -57,8 +58,8 @@ class Metadata:
             position=PositionSpec(
                 kind="rotary",
                 limit=self.whole("context_length"),
-                theta=self.number("rope.freq_base", 10000.0),
-                scaling=self._scaling(),
+                theta=self.positive("rope.freq_base", 10000.0),
+                scaling=self._scaling(attention.head_width),
             ),
             vocab_size=vocab_size,
             placement=Placement.none(layers),
@@ -90,7 +91,7 @@ class Metadata:
             heads=heads,
             kv_heads=self.whole("attention.head_count_kv", heads),
             head_width=head_width,
-            scale=self.number("attention.scale", head_width**-0.5),
+            scale=self.positive("attention.scale", head_width**-0.5),
             q_bias=self.has("blk.0.attn_q.bias"),
             k_bias=self.has("blk.0.attn_k.bias"),
             v_bias=self.has("blk.0.attn_v.bias"),
@@ -99,11 +100,20 @@ class Metadata:
             rotary=True,
         )
 
-    def _scaling(self) -> RotaryScaling | None:
+    def _scaling(self, head_width: int) -> RotaryScaling | None:
         if self.has(FREQUENCY_FACTORS):
             entry = self.header.tensors[FREQUENCY_FACTORS]
+            if entry.type not in FORMATS or entry.shape != (head_width // 2,):
+                raise CorruptCheckpointError(
+                    f"{self.header.path}: {FREQUENCY_FACTORS!r} must hold {head_width // 2} "
+                    f"numbers, but is {entry.type} of shape {list(entry.shape)}."
+                )
             factors = dequantise(self.header.bytes_of(entry), entry.type, entry.shape)
-            scaling = scaling_from_factors(factors, theta=self.number("rope.freq_base", 10000.0))
+            if not (factors > 0).all():
+                raise CorruptCheckpointError(
+                    f"{self.header.path}: {FREQUENCY_FACTORS!r} must be above 0 everywhere."
+                )
+            scaling = scaling_from_factors(factors, theta=self.positive("rope.freq_base", 10000.0))
             if scaling is None:
                 raise UnsupportedModelError(
                     f"{self.header.path}: {FREQUENCY_FACTORS!r} stretches the rotary wavelengths "
@@ -115,14 +125,14 @@ class Metadata:
             raise UnsupportedModelError(
                 f"{self.header.path}: rotary scaling must be 'none' or 'linear', but is {kind!r}."
             )
-        factor = self.number("rope.scaling.factor", 1.0)
+        factor = self.positive("rope.scaling.factor", 1.0)
         return (
             None if kind == "none" or factor == 1.0 else RotaryScaling(kind="linear", factor=factor)
         )
 
     def _tokens(self, vocab_size: int) -> TokenSpec:
         ids: dict[str, int | None] = {}
-        for name in ("bos", "eos", "eot", "padding"):
+        for name in ("bos", "eos", "eot", "padding", "unknown"):
             value = self.header.metadata.get(f"tokenizer.ggml.{name}_token_id")
             if value is not None and not (isinstance(value, int) and 0 <= value < vocab_size):
                 raise CorruptCheckpointError(
@@ -152,6 +162,15 @@ class Metadata:
                 f"least 1, but is {value}."
             )
         return int(value)
+
+    def positive(self, name: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise CorruptCheckpointError(
+                f"{self.header.path}: '{self.architecture}.{name}' must be above 0, but is {value}."
+            )
+        return value
 
     def number(self, name: str, default: float | None = None, *, scope: str | None = None) -> float:
         """A finite number; required where there is no default."""
