@@ -131,6 +131,18 @@ def test_context_reaches_the_decoder(model: Model, spoken: np.ndarray) -> None:
     assert by_tokens == by_text
 
 
+def test_hotwords_and_prefix_have_the_first_claim_on_room(model: Model, spoken: np.ndarray) -> None:
+    """Earlier text is cut at its beginning, so that what was asked for is heard whole."""
+    long = " word" * 400
+    for words in (100, 200):
+        beside = model.tokenizer.encode_plain(" word" * (223 - words)).ids
+        options = {"hotwords": "many people " * (words // 2), **GREEDY}
+        cut = model.transcribe(spoken, initial_prompt=beside, **options)
+        assert model.transcribe(spoken, initial_prompt=long, **options) == cut
+    full = model.transcribe(spoken, initial_prompt=long, prefix=" many" * 222, **GREEDY)
+    assert full.segments[0].text.startswith(" many many")
+
+
 @pytest.mark.parametrize("without_timestamps", [False, True])
 def test_a_prefix_begins_the_transcript(
     model: Model, spoken: np.ndarray, without_timestamps: bool

@@ -311,3 +311,62 @@ def test_a_file_of_a_directory_names_the_directory(tmp_path):
     tiny.make("bart", tmp_path)
     with pytest.raises(UnsupportedModelError, match=f"give its directory, {tmp_path}"):
         read_checkpoint(tmp_path / "model.safetensors", "bart")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_a_shard_outside_the_directory_is_never_opened(name, tmp_path):
+    tiny.make("t5", tmp_path / "in")
+    (tmp_path / "in" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"shared.weight": name}}
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptCheckpointError, match="is not in the directory itself"):
+        huggingface.read(tmp_path / "in", "t5")
+
+
+def test_a_t5_config_from_before_transformers_5(tmp_path):
+    """Flan-T5 and v1.1 as published: tie_word_embeddings is false and says what is scaled, too."""
+    tiny.make("t5-v1.1-untied-wide-heads", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["scale_decoder_outputs"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    own = torch.randn(tiny.VOCAB, 32, generator=torch.Generator().manual_seed(3))
+    rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": own}))
+    assert_loads_as_in_transformers("t5-v1.1-untied-wide-heads", tmp_path)
+
+
+def test_a_whisper_config_that_scales_embeddings_scales_nothing(tmp_path):
+    tiny.make("whisper", tmp_path, scale_embedding=True)
+    assert_loads_as_in_transformers("whisper", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_a_variant_that_is_not_run_is_refused(name, change, message, tmp_path):
+    tiny.make(name, tmp_path)
+    change_config(tmp_path, change)
+    with pytest.raises(UnsupportedModelError, match=message):
+        huggingface.read(tmp_path, name)
+
+
+def test_heads_of_a_qwen3_that_does_not_say_are_128_wide(tmp_path):
+    tiny.make("qwen3", tmp_path, head_dim=128)
+    change_config(tmp_path, {"head_dim": None})
+    assert build(huggingface.read(tmp_path, "qwen3")).spec.decoder.self_attention.head_width == 128
+
+
+def test_the_generation_config_goes_before_the_config(tmp_path):
+    tiny.make("bart", tmp_path)
+    change_config(tmp_path, {"eos_token_id": 5, "decoder_start_token_id": 6, "bos_token_id": 7})
+    generation = {"eos_token_id": [8, 9], "decoder_start_token_id": 10}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    tokens = huggingface.read(tmp_path, "bart").spec.tokens
+    assert (tokens.eos, tokens.decoder_start, tokens.bos) == ((8, 9), 10, 7)
+    (tmp_path / "generation_config.json").unlink()
+    tokens = huggingface.read(tmp_path, "bart").spec.tokens
+    assert (tokens.eos, tokens.decoder_start) == ((5,), 6)

@@ -341,3 +341,33 @@ def test_frequency_factors_are_as_many_as_frequencies(
     path = write(tmp_path / "m.gguf", "llama", model.config, tensors)
     with pytest.raises(CorruptCheckpointError, match=r"rope_freqs\.weight' must hold 4 numbers"):
         format_.read(path, "tiny")
+
+
+def test_the_end_of_a_turn_ends_a_text_too(tmp_path: Path) -> None:
+    model = make("llama", tmp_path / "hf")
+    tensors = {key: (rows, None) for key, rows in tensors_of(model, "llama").items()}
+    path = write(
+        tmp_path / "m.gguf", "llama", model.config, tensors, lambda w: w.add_eot_token_id(7)
+    )
+    assert format_.read(path, "tiny").spec.tokens.eos == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda w: w.add_uint16("split.count", 3), "one of several files of a split model"),
+        (lambda w: w.add_expert_count(8), "mixtures of experts are not run"),
+        (lambda w: w.add_unk_token_id(10**6), r"unknown_token_id' must be below"),
+        (lambda w: w.add_string("tokenizer.ggml.unknown_token_id", "x"), "must be below"),
+        (lambda w: w.add_float32("llama.attention.scale", 0.0), r"attention\.scale' must be above 0"),
+    ],
+    ids=["split", "experts", "unknown", "text", "scale"],
+)
+def test_what_is_not_run_or_no_id_is_refused(
+    extra: Callable[[gguf.GGUFWriter], None], message: str, tmp_path: Path
+) -> None:
+    model = make("llama", tmp_path / "hf")
+    tensors = {key: (rows, None) for key, rows in tensors_of(model, "llama").items()}
+    path = write(tmp_path / "m.gguf", "llama", model.config, tensors, extra)
+    with pytest.raises(CheckpointError, match=message):
+        format_.read(path, "tiny")

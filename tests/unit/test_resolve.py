@@ -276,6 +276,20 @@ def test_pickles_alone_are_taken_as_the_hub_converted_them(
     assert available_offline(entry)
 
 
+def test_offline_is_what_the_hubs_client_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def fetch(_: str, *, local_files_only: bool, **__: Any) -> str:
+        told.append(local_files_only)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for offline in (True, False):
+        with pytest.raises(CheckpointError, match="enough"):
+            resolve("someone/something", offline=offline)
+    assert told == [True, False]
+
+
 def test_an_unknown_hub_id_gets_near_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> str:
         response = SimpleNamespace(headers={}, request=None, status_code=404)

@@ -18,7 +18,13 @@ from transformers.generation.logits_process import WhisperTimeStampLogitsProcess
 from transformers.models.whisper import generation_whisper, tokenization_whisper
 
 from xattn.decoding.alignment import alignment_matrix, median_filter, warp
-from xattn.decoding.fallback import Attempt, compression_ratio, is_silent, needs_retry
+from xattn.decoding.fallback import (
+    Attempt,
+    compression_ratio,
+    is_silent,
+    least_bad,
+    needs_retry,
+)
 from xattn.decoding.hallucinations import WindowSpan, is_anomalous, judge
 from xattn.decoding.timestamps import TimestampRules, cut_segments
 from xattn.decoding.transcription_settings import TranscriptionSettings
@@ -487,3 +493,13 @@ def test_options_take_the_forms_that_faster_whisper_takes() -> None:
     assert settings.clip_timestamps == (1.5, 3.0)
     assert settings.initial_prompt == (1, 2)
     assert TranscriptionSettings(initial_prompt="Hi").initial_prompt == "Hi"
+
+
+def test_of_attempts_that_all_fail_the_varied_ones_come_first() -> None:
+    circles, guess = Attempt((1,), "round " * 40, -0.1, 0.0), Attempt((2,), "a guess", -2.0, 0.4)
+    worse = Attempt((3,), "a wilder guess", -3.0, 0.8)
+    settings = TranscriptionSettings()
+    assert least_bad([circles, guess, worse], settings) is guess
+    assert least_bad([circles, Attempt((4,), "and " * 40, -0.2, 0.2)], settings) is circles
+    unlimited = TranscriptionSettings(compression_ratio_threshold=None)
+    assert least_bad([circles, guess], unlimited) is circles

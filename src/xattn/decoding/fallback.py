@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -97,8 +97,7 @@ def decode_window(
 ) -> Attempt:
     """Try the temperatures in turn until the text neither repeats itself nor is a mere guess.
 
-    Where none does, the likeliest attempt that does not repeat itself is taken, or the likeliest of
-    all; its temperature is the last one then, so that it becomes nobody's context.
+    Where none does, the temperature is the last one, so that the text becomes nobody's context.
     """
     attempts: list[Attempt] = []
     for temperature in settings.temperature:
@@ -106,10 +105,14 @@ def decode_window(
         attempts.append(attempt)
         if not needs_retry(attempt, no_speech_probability, settings):
             return attempt
+    return replace(least_bad(attempts, settings), temperature=settings.temperature[-1])
+
+
+def least_bad(attempts: Sequence[Attempt], settings: TranscriptionSettings) -> Attempt:
+    """The likeliest attempt that does not repeat itself, or the likeliest of all."""
     limit = settings.compression_ratio_threshold
     varied = [a for a in attempts if limit is not None and a.compression_ratio <= limit]
-    best = max(varied or attempts, key=lambda attempt: attempt.avg_logprob)
-    return Attempt(best.tokens, best.text, best.avg_logprob, settings.temperature[-1])
+    return max(varied or attempts, key=lambda attempt: attempt.avg_logprob)
 
 
 def needs_retry(

@@ -141,7 +141,11 @@ class Transcription:
     @property
     def _room(self) -> int:
         """Tokens of context at most: half the decoder's positions, less the token before them."""
-        return (self._network.spec.decoder.position.limit or 448) // 2 - 1
+        return self._positions // 2 - 1
+
+    @property
+    def _positions(self) -> int:
+        return self._network.spec.decoder.position.limit or 448
 
     def _spoken(self, text: str | None) -> list[int]:
         """Tokens of a text as it is transcribed, with a space before it."""
@@ -246,18 +250,24 @@ class Transcription:
         return self._spoken(prompt)
 
     def _prompt(self, language: str) -> Prompt:
-        """Context, start and prefix of the next window; hotwords have the first claim on room."""
+        """Context, start and prefix of the next window.
+
+        Prefix and hotwords have the first claim on room, earlier text takes what they leave.
+        """
         settings, tokens = self.settings, self._tokens
+        start = tokens.start_sequence(language, settings.task)
         prefix = self._spoken(settings.prefix) if self._windows == 0 else []
         hotwords = [] if prefix else self._spoken(settings.hotwords)
-        previous = self._context[self._forgotten :]
-        previous = previous[max(0, len(previous) + len(hotwords) - self._room) :]
-        context = [tokens.previous, *hotwords, *previous] if hotwords or previous else []
-        start = tokens.start_sequence(language, settings.task)
         if settings.without_timestamps:
             start.append(tokens.no_timestamps)
         elif prefix:
             prefix = [tokens.timestamp_begin, *prefix]
+        # One position for the token before the context, and one at least for a new token.
+        beside = self._positions - len(start) - len(prefix) - 2
+        room = min(self._room, beside) - len(hotwords)
+        previous = self._context[self._forgotten :]
+        previous = previous[max(0, len(previous) - room) :]
+        context = [tokens.previous, *hotwords, *previous] if hotwords or previous else []
         return Prompt(tuple(context), tuple(start), tuple(prefix))
 
     # Words
