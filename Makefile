@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 BIN := .venv/bin
-EXTRAS := audio,text,gguf,plot,dev
+EXTRAS := audio,text,gguf,store,plot,dev
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest
 
@@ -46,6 +46,7 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -q -m 'slow and not gpu'
+	OMP_NUM_THREADS=1 XATTN_FAULTS=full $(PYTEST) -q -n0 tests/store
 
 test-gpu: $(STAMP)
 	$(PYTEST) -q -n0 -m gpu

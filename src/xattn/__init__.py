@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         AbsorptionError,
         CheckpointError,
         CorruptCheckpointError,
+        CorruptEntryError,
+        EntryNotFoundError,
         InvalidSourceError,
         MissingExtraError,
         ModelNotFoundError,
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
         PromptError,
         SourceError,
         SourceNotFoundError,
+        StoreError,
+        StoreFormatError,
+        StoreUnavailableError,
         TensorError,
         UnreadableSourceError,
         UnsafeCheckpointError,
+        UnsafeStoreError,
         UnsupportedModelError,
         UsageError,
         XattnError,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from xattn.memory import Memory, MemoryKey, Span
     from xattn.model import Model, load
     from xattn.spec import DecoderSpec, EncoderSpec, ModelSpec
+    from xattn.store import MemoryStore
 
 __version__ = "0.1.0"
 
@@ -45,12 +52,15 @@ __all__ = [
     "AbsorptionError",
     "CheckpointError",
     "CorruptCheckpointError",
+    "CorruptEntryError",
     "DecoderSpec",
     "EncoderSpec",
+    "EntryNotFoundError",
     "Generation",
     "InvalidSourceError",
     "Memory",
     "MemoryKey",
+    "MemoryStore",
     "MissingExtraError",
     "Model",
     "ModelNotFoundError",
@@ -61,10 +71,14 @@ __all__ = [
     "SourceError",
     "SourceNotFoundError",
     "Span",
+    "StoreError",
+    "StoreFormatError",
+    "StoreUnavailableError",
     "TensorError",
     "Transcript",
     "UnreadableSourceError",
     "UnsafeCheckpointError",
+    "UnsafeStoreError",
     "UnsupportedModelError",
     "UsageError",
     "Word",
@@ -80,6 +94,7 @@ _HOMES = {
     "xattn.memory": ("Memory", "MemoryKey", "Span"),
     "xattn.model": ("Model", "load"),
     "xattn.spec": ("DecoderSpec", "EncoderSpec", "ModelSpec"),
+    "xattn.store": ("MemoryStore",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

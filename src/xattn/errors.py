@@ -19,6 +19,12 @@ A message names what was wrong, the bound, the value found, and what to do.
     │   ├── UnsafeCheckpointError          pickle only
     │   ├── CorruptCheckpointError         truncated or malformed file
     │   └── TensorError                    a tensor is missing or has another shape
+    ├── StoreError                         memories cannot be kept or given back
+    │   ├── StoreUnavailableError          the disk, the index or a tier does not answer
+    │   ├── StoreFormatError               made by another version
+    │   ├── CorruptEntryError              an entry is not what was written
+    │   ├── EntryNotFoundError             no such key, or another tenant's
+    │   └── UnsafeStoreError               a root that others can write
     └── MissingExtraError (ImportError)    an optional package is not installed
 
 The command line turns :class:`UsageError` into exit code 2 and the rest into exit code 1.
@@ -87,6 +93,30 @@ class CorruptCheckpointError(CheckpointError):
 
 class TensorError(CheckpointError):
     """A tensor of the checkpoint is missing, or has another shape than its config says."""
+
+
+class StoreError(XattnError):
+    """Memories cannot be kept or given back."""
+
+
+class StoreUnavailableError(StoreError):
+    """The disk, the index or a tier does not answer."""
+
+
+class StoreFormatError(StoreError):
+    """The store, or an entry of it, was made by another version."""
+
+
+class CorruptEntryError(StoreError):
+    """An entry is not what was written."""
+
+
+class EntryNotFoundError(StoreError):
+    """There is no entry of this key, or it is another tenant's."""
+
+
+class UnsafeStoreError(StoreError):
+    """The store's directory can be written by others."""
 
 
 class MissingExtraError(XattnError, ImportError):

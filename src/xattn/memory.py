@@ -6,17 +6,21 @@ Axes: S positions, D model width.
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from xattn.errors import require
 from xattn.spec import Modality
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+Hash = Literal["blake3", "sha256"]
+HASHES: dict[Hash, Callable[[], Any]] = {"blake3": blake3, "sha256": hashlib.sha256}
+"""BLAKE3 is several times faster; SHA-256 is for where a standard asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,57 @@ class Span:
     start: float
     end: float
     unit: str
+
+
+class SpanTable(Sequence[Span]):
+    """Spans of one unit as one tensor ``[S, 2]`` of starts and ends, float64."""
+
+    def __init__(self, bounds_S2: Tensor, unit: str) -> None:
+        fits = bounds_S2.dim() == 2 and bounds_S2.shape[1] == 2
+        require(fits, "bounds_S2", "of shape [S, 2]", tuple(bounds_S2.shape))
+        self.bounds_S2, self.unit = bounds_S2.double(), unit
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> "SpanTable":
+        """``spans`` as a table; :class:`UsageError` where they have several units."""
+        if isinstance(spans, SpanTable):
+            return spans
+        units = {span.unit for span in spans} or {"positions"}
+        require(len(units) == 1, "spans", "of one unit", sorted(units))
+        bounds = torch.tensor([(s.start, s.end) for s in spans], dtype=torch.float64)
+        return cls(bounds.reshape(-1, 2), units.pop())
+
+    @classmethod
+    def even(cls, count: int, step: float, unit: str, *, start: float = 0.0) -> "SpanTable":
+        """``count`` spans of equal length, one after the other."""
+        ends = start + step * torch.arange(1, count + 1, dtype=torch.float64)
+        starts = start + step * torch.arange(count, dtype=torch.float64)
+        return cls(torch.stack((starts, ends), dim=1), unit)
+
+    def __len__(self) -> int:
+        return self.bounds_S2.shape[0]
+
+    @overload
+    def __getitem__(self, place: int) -> Span: ...
+    @overload
+    def __getitem__(self, place: slice) -> "SpanTable": ...
+    def __getitem__(self, place: int | slice) -> "Span | SpanTable":
+        if isinstance(place, slice):
+            return SpanTable(self.bounds_S2[place], self.unit)
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        start, end = self.bounds_S2[place].tolist()
+        return Span(start, end, self.unit)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, SpanTable):
+            return self.unit == other.unit and torch.equal(self.bounds_S2, other.bounds_S2)
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"SpanTable({len(self)} spans of {self.unit})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +103,39 @@ class MemoryKey:
     dtype: str
     schema_version: int = SCHEMA_VERSION
     tenant: str = ""
+    """Salt of the tenant whose store holds the memory."""
+    hash: Hash = "blake3"
+    """What digests are taken with, this one too."""
+
+    def __post_init__(self) -> None:
+        require(self.hash in HASHES, "hash", f"one of {', '.join(HASHES)}", self.hash)
 
     @property
     def digest(self) -> str:
         """64 hexadecimal characters."""
-        return digest_of(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode())
+        content = json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        return digest_of(content, hash=self.hash)
 
     def __str__(self) -> str:
         return self.digest
 
 
-def digest_of(*parts: bytes) -> str:
-    """SHA-256 over length-prefixed ``parts``, in hexadecimal."""
-    state = hashlib.sha256()
+Part = bytes | memoryview
+
+
+def digest_of(*parts: Part, hash: Hash = "blake3") -> str:
+    """Digest over length-prefixed ``parts``: 64 hexadecimal characters."""
+    state = HASHES[hash]()
     for part in parts:
         state.update(struct.pack("<Q", len(part)))
         state.update(part)
-    return state.hexdigest()
+    return str(state.hexdigest())
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, without a copy where it is contiguous."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

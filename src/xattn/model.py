@@ -25,15 +25,16 @@ from xattn.errors import CorruptCheckpointError, PromptError, UsageError, requir
 from xattn.generation import Generation
 from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
-from xattn.memory import Memory
+from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
 from xattn.models.encode import (
+    Prepared,
     TextSource,
-    encode_audio,
-    encode_mel_window,
-    encode_texts,
-    encode_token_ids,
-    mel_window_key,
+    encode,
+    prepare_audio,
+    prepare_mel_window,
+    prepare_texts,
+    prepare_token_ids,
     text_of,
 )
 from xattn.models.formats import read_checkpoint
@@ -41,6 +42,7 @@ from xattn.models.network import Counters, Network
 from xattn.models.resolve import resolve
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
+from xattn.store import MemoryStore
 
 Source = Any
 """Text or token ids for text encoders; a path, bytes, file object or array for audio encoders."""
@@ -52,13 +54,15 @@ def load(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     offline: bool = False,
+    hash: Hash = "blake3",
 ) -> "Model":
     """Load a model.
 
     ``name`` is an alias (see ``xattn models``), a directory or file (Hugging Face, CTranslate2,
     GGUF), ``pkg:PACKAGE/PATH`` for weights inside an installed Python package, or a hub id.
     ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. With ``offline``
-    the network is never touched.
+    the network is never touched. ``hash`` takes the digests that memories are named by: ``blake3``,
+    or ``sha256`` where a standard asks for it.
 
     Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint, and
     :class:`UsageError` for a device or dtype that is none.
@@ -68,7 +72,7 @@ def load(
     require_device(device)
     checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
     _check_generation(checkpoint)
-    return Model(build(checkpoint, dtype=dtype, device=device), checkpoint)
+    return Model(build(checkpoint, dtype=dtype, device=device, hash=hash), checkpoint)
 
 
 def _check_generation(checkpoint: Checkpoint) -> None:
@@ -91,6 +95,8 @@ class Model:
         self.name = checkpoint.origin
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
+        self.store: MemoryStore | None = None
+        """Where memories of raw sources are looked for, and kept; :meth:`encode` always encodes."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -138,6 +144,27 @@ class Model:
         sample_rate: int | None = None,
     ) -> list[Memory]:
         """One memory per source; texts share one padded encoder pass."""
+        return self.encode_prepared(
+            self.prepare_batch(sources, language=language, sample_rate=sample_rate)
+        )
+
+    def prepare(
+        self, source: Source, *, language: str | None = None, sample_rate: int | None = None
+    ) -> Prepared:
+        """``source`` with its key, and not encoded: what a store needs to know whether it has it.
+
+        Arguments and errors are those of :meth:`encode`.
+        """
+        return self.prepare_batch([source], language=language, sample_rate=sample_rate)[0]
+
+    def prepare_batch(
+        self,
+        sources: Sequence[Source],
+        *,
+        language: str | None = None,
+        sample_rate: int | None = None,
+    ) -> list[Prepared]:
+        """The sources with their keys, in the order given."""
         _require_several("sources", sources)
         encoder = self.spec.encoder
         if encoder is None:
@@ -152,20 +179,28 @@ class Model:
                 language,
             )
             return [
-                encode_audio(self.network, read_audio(source, sample_rate=sample_rate))
+                prepare_audio(self.network, read_audio(source, sample_rate=sample_rate))
                 for source in sources
             ]
         require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
-        ids = [token_ids_of(source) for source in sources]
-        given = [row for row in ids if row is not None]
-        texts = [
-            TextSource(text_of(source), language)
-            for source, row in zip(sources, ids, strict=True)
-            if row is None
-        ]
-        encoded_ids = iter(encode_token_ids(self.network, given) if given else ())
-        encoded = iter(encode_texts(self.network, self._tokenizer, texts) if texts else ())
-        return [next(encoded if row is None else encoded_ids) for row in ids]
+        return [self._prepare_text(source, language) for source in sources]
+
+    def _prepare_text(self, source: Source, language: str | None) -> Prepared:
+        ids = token_ids_of(source)
+        if ids is not None:
+            return prepare_token_ids(self.network, [ids])[0]
+        text = TextSource(text_of(source), language)
+        return prepare_texts(self.network, self._tokenizer, [text])[0]
+
+    def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
+        """The memories of prepared sources; texts share one padded encoder pass."""
+        return encode(self.network, prepared)
+
+    def _remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
+        """The memories of prepared sources, from the store where there is one."""
+        if self.store is None:
+            return self.encode_prepared(prepared)
+        return self.store.get_or_encode_prepared(self, prepared)
 
     # Generating
 
@@ -320,18 +355,18 @@ class Model:
         settings = TranscriptionSettings.resolve(**options)
         recording = read_audio(source, sample_rate=sample_rate)
 
-        def encode(window: Window) -> Memory:
-            return encode_mel_window(
+        def memory_of(window: Window) -> Memory:
+            prepared = prepare_mel_window(
                 self.network,
                 window.mel_MF,
-                mel_window_key(self.network, window.mel_MF),
                 label=recording.label,
                 seconds=window.frames / FRAMES_PER_SECOND,
                 start_seconds=window.start_seconds,
             )
+            return self._remembered([prepared])[0]
 
         return Transcription(
-            self.network, self.tokenizer, recording, settings, encode=encode, progress=progress
+            self.network, self.tokenizer, recording, settings, encode=memory_of, progress=progress
         )
 
     def detect_language(self, memory: Memory) -> dict[str, float]:
@@ -395,7 +430,8 @@ class Model:
         groups = [_entry_items(entry) for entry in entries]
         raw = [item for group in groups for item in group if not isinstance(item, Memory)]
         source_language = None if self._reads_audio else language
-        encoded = iter(self.encode_batch(raw, language=source_language) if raw else ())
+        prepared = self.prepare_batch(raw, language=source_language) if raw else []
+        encoded = iter(self._remembered(prepared) if prepared else ())
         return [
             tuple(self._own(item) if isinstance(item, Memory) else next(encoded) for item in group)
             for group in groups

@@ -15,7 +15,8 @@ from xattn.inputs.audio import Audio, cut_window, file_log_mel
 from xattn.inputs.text import Encoded
 from xattn.memory import Memory
 from xattn.models.build import build
-from xattn.models.encode import encode_mel_window, mel_window_key
+from xattn.models.encode import encode as encode_prepared
+from xattn.models.encode import prepare_mel_window
 from xattn.models.formats import huggingface
 from xattn.models.network import Network
 
@@ -92,9 +93,11 @@ def noise(seconds: float, seed: int) -> Audio:
 
 def transcription(network: Network, audio: Audio, **options: object) -> Transcription:
     def encode(window: Window) -> Memory:
-        key = mel_window_key(network, window.mel_MF)
-        seconds = window.frames / 100
-        return encode_mel_window(network, window.mel_MF, key, label="", seconds=seconds)
+        times = dict(seconds=window.frames / 100, start_seconds=window.start_seconds)
+        [memory] = encode_prepared(
+            network, [prepare_mel_window(network, window.mel_MF, label="", **times)]
+        )
+        return memory
 
     quick = {"beam_size": 1, "temperature": 0.0, "max_new_tokens": 4, "no_speech_threshold": None}
     settings = TranscriptionSettings.resolve(**quick, **options)

@@ -18,7 +18,7 @@ from xattn.decoding.transcription import word_timings
 from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.inputs.audio import cut_window, file_log_mel
 from xattn.model import Model, load
-from xattn.models.encode import encode_mel_window, mel_window_key
+from xattn.models.encode import encode, prepare_mel_window
 
 RECORDING = Path(__file__).parents[2] / "examples" / "assets" / "recording.wav"
 START, BEGIN, END, PREVIOUS = 50257, 50363, 50256, 50360
@@ -127,8 +127,9 @@ def test_word_times_equal_ctranslate2(
     for row, position in result.alignments:
         begins.setdefault(row, position / 50)
     window = cut_window(mel, 0, frames)
-    key = mel_window_key(model.network, window)
-    memory = encode_mel_window(model.network, window, key, label="", seconds=frames / 100)
+    times = dict(seconds=frames / 100, start_seconds=0.0)
+    prepared = prepare_mel_window(model.network, window, label="", **times)
+    [memory] = encode(model.network, [prepared])
     heard = HeardWindow(model.network, memory)
     timings = word_timings(heard, tokens, [START], text, "en", frames)
     first = 0

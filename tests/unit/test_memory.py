@@ -18,10 +18,11 @@ def test_every_field_of_a_key_changes_its_digest():
         replace(KEY, preprocessing="q"),
         replace(KEY, encoder="f"),
         replace(KEY, dtype="float16"),
-        replace(KEY, schema_version=2),
+        replace(KEY, schema_version=KEY.schema_version + 1),
         replace(KEY, tenant="x"),
+        replace(KEY, hash="sha256"),
     ]
-    assert len({KEY.digest, *(key.digest for key in changed)}) == 8
+    assert len({KEY.digest, *(key.digest for key in changed)}) == 9
     assert KEY.digest == replace(KEY).digest
 
 

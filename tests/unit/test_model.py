@@ -38,6 +38,8 @@ def test_public_names_are_these():
         *("MissingExtraError", "ModelNotFoundError", "OfflineError", "PromptError", "SourceError"),
         *("SourceNotFoundError", "TensorError", "UnreadableSourceError", "UnsafeCheckpointError"),
         *("UnsupportedModelError", "UsageError", "XattnError"),
+        *("MemoryStore", "StoreError", "StoreFormatError", "StoreUnavailableError"),
+        *("CorruptEntryError", "EntryNotFoundError", "UnsafeStoreError"),
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None

@@ -15,13 +15,23 @@ from xattn.cli.console import print_json, print_line, print_table
 from xattn.cli.failures import FAILED
 from xattn.cli.options import Json
 
-REQUIRED = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "jaxtyping")
+REQUIRED = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "blake3",
+    "jinja2",
+    "jaxtyping",
+)
 """Import names of what xattn cannot do without."""
 
 EXTRAS = {
     "audio": ("soundfile", "av", "soxr"),
     "text": ("sentencepiece",),
     "gguf": ("gguf",),
+    "store": ("fsspec",),
     "plot": ("matplotlib",),
 }
 """Extra -> distributions it installs."""
@@ -30,6 +40,7 @@ PURPOSES = {
     "audio": "transcription of files",
     "text": "tokenizers that ship as SentencePiece models",
     "gguf": "GGUF files",
+    "store": "memories in a place that machines share",
     "plot": "pictures of attention",
 }
 

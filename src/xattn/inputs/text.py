@@ -5,8 +5,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import torch
+
 from xattn.errors import InvalidSourceError, require
-from xattn.memory import Span
+from xattn.memory import SpanTable
 
 Unit = Literal["words", "characters"]
 
@@ -21,9 +23,9 @@ class Encoded(NamedTuple):
     offsets: list[tuple[int, int]]
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> SpanTable:
         """The offsets as the spans of a memory, one per token."""
-        return [Span(float(start), float(end), "characters") for start, end in self.offsets]
+        return SpanTable(torch.tensor(self.offsets).reshape(-1, 2), "characters")
 
 
 class IncrementalDecoder(Protocol):

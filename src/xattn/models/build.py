@@ -10,6 +10,7 @@ from xattn.errors import (
     UsageError,
     require,
 )
+from xattn.memory import HASHES, Hash
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
@@ -19,7 +20,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def build(
-    checkpoint: Checkpoint, *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | torch.dtype = "float32",
+    hash: Hash = "blake3",
+    device: str = "cpu",
 ) -> Network:
     """A network with the checkpoint's weights, in evaluation mode.
 
@@ -27,9 +32,10 @@ def build(
     name for it, the shape expected and the shape found.
     """
     dtype = str(dtype).removeprefix("torch.")
+    require(hash in HASHES, "hash", f"one of {', '.join(HASHES)}", hash)
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
     with torch.device("meta"):
-        network = Network(checkpoint.spec)
+        network = Network(checkpoint.spec, hash=hash)
     expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
     check_weights(checkpoint, expected)
     loaded: dict[str, nn.Parameter] = {}

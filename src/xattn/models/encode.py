@@ -1,13 +1,15 @@
-"""From sources to memories: canonical bytes, encoder inputs, one encoder pass, spans and key.
+"""From sources to memories, in two acts: a source is prepared, which names it, then encoded.
 
-Axes: N sources, S positions, D model width, M mel bins, F log-mel frames.
+Between the two stands whoever keeps memories: what has a name need not be encoded again.
+
+Axes: S positions, D model width, M mel bins, F log-mel frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from xattn.errors import (
@@ -19,7 +21,7 @@ from xattn.errors import (
 from xattn.inputs import audio
 from xattn.inputs.audio import Audio
 from xattn.inputs.text import Tokenizer, canonical_text
-from xattn.memory import Memory, MemoryKey, Span, digest_of
+from xattn.memory import Memory, MemoryKey, Span, SpanTable, bytes_of, digest_of
 from xattn.models.network import Network
 from xattn.spec import AudioStemSpec
 
@@ -35,12 +37,33 @@ class TextSource:
     language: str | None = None
 
 
-def encode_texts(
-    network: Network, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
-) -> list[Memory]:
-    """One memory per text, in one padded encoder pass.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A source that has its name and its place in the source for each position, and no states."""
 
-    Texts are encoded in their canonical form (NFC), and the spans count its characters.
+    key: MemoryKey
+    inputs: list[int] | Tensor
+    """What the encoder reads: token ids, or log-mel frames ``[M, F]``."""
+    spans: Sequence[Span]
+    label: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def memory(self, states_SD: Tensor, mask_S: Tensor | None = None) -> Memory:
+        """The memory with these states."""
+        return Memory(
+            states_SD=states_SD,
+            mask_S=mask_S,
+            key=self.key,
+            spans=self.spans,
+            label=self.label,
+            details=self.details,
+        )
+
+
+def prepare_texts(
+    network: Network, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
+) -> list[Prepared]:
+    """Texts in their canonical form (NFC), whose characters the spans count.
 
     Raises :class:`InvalidSourceError` where a text is empty or has more tokens than the encoder
     has positions, :class:`UsageError` for a language that the tokenizer does not know.
@@ -50,23 +73,24 @@ def encode_texts(
             "this checkpoint has no tokenizer, so it cannot encode text; "
             "pass token ids (a list of int)."
         )
-    ids: list[list[int]] = []
-    spans: list[list[Span]] = []
-    keys: list[MemoryKey] = []
-    labels: list[str] = []
+    prepared = []
     for source in sources:
         text = canonical_text(source.text)
         if not text.strip():
             raise InvalidSourceError(f"the source text is empty ({text!r}); nothing to encode.")
         side = tokenizer if source.language is None else tokenizer.for_language(source.language)
-        encoded = side.encode(text)
-        ids.append(encoded.ids)
-        spans.append(encoded.spans)
-        keys.append(
-            _key(network, digest_of(text.encode()), f"{TEXT_PREPROCESSING} {side.identity}")
+        encoded, how = side.encode(text), f"{TEXT_PREPROCESSING} {side.identity}"
+        label = _label(text)
+        _check_ids(network, encoded.ids, label)
+        prepared.append(
+            Prepared(
+                key=_key(network, text.encode(), how),
+                inputs=encoded.ids,
+                spans=encoded.spans,
+                label=label,
+            )
         )
-        labels.append(_label(text))
-    return _encode_ids(network, ids, keys, spans, labels)
+    return prepared
 
 
 def text_of(source: object) -> str:
@@ -89,16 +113,25 @@ def text_of(source: object) -> str:
     )
 
 
-def encode_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> list[Memory]:
-    """One memory per sequence of encoder token ids, for callers with a tokenizer of their own."""
-    keys = [_key(network, digest_of(str(list(ids)).encode()), "token-ids/1") for ids in sources]
-    spans = [[Span(i, i + 1, "tokens") for i in range(len(ids))] for ids in sources]
-    labels = [f"{len(ids)} token ids" for ids in sources]
-    return _encode_ids(network, [list(ids) for ids in sources], keys, spans, labels)
+def prepare_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> list[Prepared]:
+    """Sequences of encoder token ids, for callers with a tokenizer of their own."""
+    prepared = []
+    for source in sources:
+        ids, label = list(source), f"{len(source)} token ids"
+        _check_ids(network, ids, label)
+        prepared.append(
+            Prepared(
+                key=_key(network, str(ids).encode(), "token-ids/1"),
+                inputs=ids,
+                spans=SpanTable.even(len(ids), 1.0, "tokens"),
+                label=label,
+            )
+        )
+    return prepared
 
 
-def encode_audio(network: Network, recording: Audio) -> Memory:
-    """One memory of a recording no longer than the encoder's window (30 s for Whisper).
+def prepare_audio(network: Network, recording: Audio) -> Prepared:
+    """A recording no longer than the encoder's window (30 s for Whisper).
 
     Raises :class:`InvalidSourceError` where it is longer.
     """
@@ -109,84 +142,92 @@ def encode_audio(network: Network, recording: Audio) -> Memory:
             f"holds {stem.seconds:g} s; use transcribe() for long recordings, or cut it."
         )
     mel_MF = audio.window_log_mel(recording.samples_T, stem.mel_bins, stem.frames)
-    preprocessing = f"{audio.PREPROCESSING} window {stem.mel_bins} {stem.frames}"
-    key = _key(network, recording.digest, preprocessing)
-    return encode_mel_window(network, mel_MF, key, label=recording.label, seconds=recording.seconds)
+    how = f"{audio.PREPROCESSING} window {stem.mel_bins} {stem.frames}"
+    return _prepared_mel(
+        network, mel_MF, _key(network, recording.canonical_bytes, how), recording.label,
+        seconds=recording.seconds,
+    )  # fmt: skip
 
 
-def encode_mel_window(
-    network: Network,
-    mel_MF: Tensor,
-    key: MemoryKey,
-    *,
-    label: str,
-    seconds: float,
-    start_seconds: float = 0.0,
-) -> Memory:
-    """The memory of one window of log-mel frames.
+def prepare_mel_window(
+    network: Network, mel_MF: Tensor, *, label: str, seconds: float, start_seconds: float
+) -> Prepared:
+    """A window of log-mel frames that was cut from those of a longer recording.
 
     It begins at ``start_seconds`` of the recording, and ``seconds`` of it hold audio.
     """
     stem = _stem(network)
-    states_SD = network.encode_mel(mel_MF.unsqueeze(0))[0]
-    step = stem.seconds / len(states_SD)
-    spans = [
-        Span(start_seconds + i * step, start_seconds + (i + 1) * step, "seconds")
-        for i in range(len(states_SD))
-    ]
-    return Memory(
-        states_SD=states_SD, key=key, spans=spans, label=label, details={"seconds": seconds}
+    how = f"{audio.PREPROCESSING} frames {stem.mel_bins} {stem.frames}"
+    return _prepared_mel(
+        network, mel_MF, _key(network, bytes_of(mel_MF), how), label,
+        seconds=seconds, start_seconds=start_seconds,
+    )  # fmt: skip
+
+
+def _prepared_mel(
+    network: Network,
+    mel_MF: Tensor,
+    key: MemoryKey,
+    label: str,
+    *,
+    seconds: float,
+    start_seconds: float = 0.0,
+) -> Prepared:
+    stem = _stem(network)
+    positions = stem.frames // 2
+    return Prepared(
+        key=key,
+        inputs=mel_MF,
+        spans=SpanTable.even(positions, stem.seconds / positions, "seconds", start=start_seconds),
+        label=label,
+        details={"seconds": seconds},
     )
 
 
-def _encode_ids(
-    network: Network,
-    ids: list[list[int]],
-    keys: list[MemoryKey],
-    spans: list[list[Span]],
-    labels: list[str],
-) -> list[Memory]:
+def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
+    """One memory for each; texts share one padded encoder pass."""
+    rows = [item.inputs for item in prepared if isinstance(item.inputs, list)]
+    of_tokens = iter(network.encode_tokens(rows) if rows else ())
+    return [
+        item.memory(
+            next(of_tokens)
+            if isinstance(item.inputs, list)
+            else network.encode_mel(item.inputs.unsqueeze(0))[0]
+        )
+        for item in prepared
+    ]
+
+
+def _check_ids(network: Network, ids: Sequence[int], label: str) -> None:
     spec = network.spec.encoder
     if spec is None or spec.vocab_size is None:
         reads = "no source at all" if spec is None else f"{spec.modality}, not text"
         raise UsageError(f"the encoder of this model reads {reads}.")
     limit = spec.position.limit
-    for row, label in zip(ids, labels, strict=True):
-        if not row:
-            raise InvalidSourceError(f"the source {label!r} has 0 tokens; nothing to encode.")
-        if limit is not None and len(row) > limit:
-            raise InvalidSourceError(
-                f"the source {label!r} has {len(row)} tokens, "
-                f"but this encoder has {limit} positions; shorten or split it."
-            )
-        strange = next((i for i in row if not 0 <= i < spec.vocab_size), None)
-        if strange is not None:
-            raise UsageError(
-                f"source token ids must be from 0 to {spec.vocab_size - 1}, but one is {strange}."
-            )
-    states = network.encode_tokens(ids)
-    return [
-        Memory(states_SD=states_SD, key=key, spans=span, label=label)
-        for states_SD, key, span, label in zip(states, keys, spans, labels, strict=True)
-    ]
+    if not ids:
+        raise InvalidSourceError(f"the source {label!r} has 0 tokens; nothing to encode.")
+    if limit is not None and len(ids) > limit:
+        raise InvalidSourceError(
+            f"the source {label!r} has {len(ids)} tokens, "
+            f"but this encoder has {limit} positions; shorten or split it."
+        )
+    strange = next((i for i in ids if not 0 <= i < spec.vocab_size), None)
+    if strange is not None:
+        raise UsageError(
+            f"source token ids must be from 0 to {spec.vocab_size - 1}, but one is {strange}."
+        )
 
 
-def _key(network: Network, source: str, preprocessing: str) -> MemoryKey:
+def _key(network: Network, source: bytes | memoryview, preprocessing: str) -> MemoryKey:
     assert network.spec.encoder is not None
     return MemoryKey(
-        source=source,
+        source=digest_of(source, hash=network.hash),
         modality=network.spec.encoder.modality,
         preprocessing=preprocessing,
         encoder=network.encoder_digest,
         dtype=str(network.dtype).removeprefix("torch."),
+        hash=network.hash,
     )
-
-
-def mel_window_key(network: Network, mel_MF: Tensor) -> MemoryKey:
-    """The key of a window cut from a longer recording's log-mel frames."""
-    stem = _stem(network)
-    content = digest_of(mel_MF.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return _key(network, content, f"{audio.PREPROCESSING} frames {stem.mel_bins} {stem.frames}")
 
 
 def _stem(network: Network) -> AudioStemSpec:

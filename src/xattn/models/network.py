@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import UsageError, require
-from xattn.memory import Memory, digest_of
+from xattn.memory import Hash, Memory, bytes_of, digest_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder
 from xattn.models.state import DecodeState, Group, Projection, Slot
@@ -44,9 +44,9 @@ class Counters:
 class Network(nn.Module):
     """Encoder (if any) and decoder of one model."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, hash: Hash = "blake3") -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.hash = spec, hash
         self.decoder = Decoder(spec.decoder)
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
         self.counters = Counters()
@@ -73,14 +73,11 @@ class Network(nn.Module):
         stamp = _stamp(self.encoder)
         if self._encoder_digest is None or self._encoder_digest[0] != stamp:
             # Weights alone do not say how many heads they are cut into, or what eps a norm has.
-            parts = [repr(self.spec.encoder).encode()]
+            parts: list[bytes | memoryview] = [repr(self.spec.encoder).encode()]
             for name, weight in self.encoder.named_parameters():
-                flat = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
-                parts += [
-                    f"{name}{tuple(weight.shape)}{weight.dtype}".encode(),
-                    flat.numpy().tobytes(),
-                ]
-            self._encoder_digest = (stamp, digest_of(*parts))
+                what = f"{name}{tuple(weight.shape)}{weight.dtype}"
+                parts += [what.encode(), bytes_of(weight.cpu())]
+            self._encoder_digest = (stamp, digest_of(*parts, hash=self.hash))
         return self._encoder_digest[1]
 
     @torch.no_grad()
@@ -227,7 +224,7 @@ def _stamp(encoder: nn.Module) -> str:
     seen = [w.view(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
     places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
     numbers = torch.cat([part.float() for part in seen]).cpu()
-    return digest_of(places.encode(), numbers.numpy().tobytes())
+    return digest_of(places.encode(), bytes_of(numbers))
 
 
 def _identity(item: Attended) -> str:
@@ -236,7 +233,7 @@ def _identity(item: Attended) -> str:
         return f"projection-{id(item)}"
     if item.mask_S is None:
         return item.key.digest
-    return f"{item.key.digest}-{digest_of(item.mask_S.cpu().numpy().tobytes())}"
+    return f"{item.key.digest}-{digest_of(bytes_of(item.mask_S.cpu()))}"
 
 
 def _batches(memories: list[Memory], form: Form) -> list[list[Memory]]:

@@ -1,0 +1,7 @@
+"""Memories at rest: content-addressed, in tiers, safe among many processes."""
+
+from xattn.store.codecs import CODECS
+from xattn.store.index import Row
+from xattn.store.store import MemoryStore, StoreCounters
+
+__all__ = ["CODECS", "MemoryStore", "Row", "StoreCounters"]

@@ -1,0 +1,109 @@
+"""The far tier: any place that fsspec knows, shared by machines, written behind."""
+
+import queue
+import threading
+import time
+from typing import Any
+
+from xattn.errors import MissingExtraError, StoreUnavailableError, UsageError
+
+WAITING = 256
+"""Payloads that may wait to be written; beyond it they stay on the local disk alone."""
+
+
+class Cold:
+    """Payloads under a URL (``s3://…``, ``file://…``, ``memory://…``).
+
+    Raises :class:`StoreUnavailableError` where the place does not answer.
+    """
+
+    def __init__(self, url: str, folder: str, capacity_bytes: int | None) -> None:
+        try:
+            import fsspec
+        except ImportError as error:
+            raise MissingExtraError("fsspec", "store", f"keeping memories at {url}") from error
+        try:
+            self._system, base = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"`cold` must be a URL that fsspec knows: {error}.") from error
+        self.url, self.capacity_bytes = url, capacity_bytes
+        self._base = f"{base.rstrip('/')}/{folder}"
+        self._waiting: queue.Queue[tuple[str, bytes] | None] = queue.Queue(WAITING)
+        self._writer: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.dropped, self.failures = 0, 0
+        self.failed: Exception | None = None
+
+    def get(self, digest: str) -> bytes | None:
+        """The bytes of a payload, or None."""
+        try:
+            content: bytes = self._system.cat_file(self._path(digest))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._unavailable(error) from error
+        return content
+
+    def put_behind(self, digest: str, content: bytes) -> None:
+        """Write a payload when there is time for it."""
+        with self._lock:
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="xattn-cold", daemon=True)
+                self._writer.start()
+        try:
+            self._waiting.put_nowait((digest, content))
+        except queue.Full:
+            self.dropped += 1
+
+    def remove(self, digest: str) -> None:
+        """Remove a payload, if it is there."""
+        try:
+            self._system.rm_file(self._path(digest))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._unavailable(error) from error
+
+    def flush(self) -> None:
+        """Wait until all that waits is written, or has failed."""
+        self._waiting.join()
+
+    def _write(self) -> None:
+        while True:
+            item = self._waiting.get()
+            try:
+                if item is None:
+                    return
+                self._write_one(*item)
+            except Exception as error:  # noqa: BLE001  (a store of strangers may raise anything)
+                self.failures += 1
+                self.failed = error
+            finally:
+                self._waiting.task_done()
+
+    def _write_one(self, digest: str, content: bytes) -> None:
+        path = self._path(digest)
+        self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        # Under another name first: a reader must not find half a file.
+        partial = f"{path}.partial-{time.time_ns()}"
+        self._system.pipe_file(partial, content)
+        self._system.mv(partial, path)
+        if self.capacity_bytes is not None:
+            self._make_room(self.capacity_bytes)
+
+    def _make_room(self, capacity_bytes: int) -> None:
+        """Remove those written longest ago until the rest fits."""
+        found: dict[str, dict[str, Any]] = self._system.find(self._base, detail=True)
+        held = sorted(found.values(), key=lambda entry: str(entry.get("created") or entry["name"]))
+        size = sum(int(entry["size"]) for entry in held)
+        for entry in held:
+            if size <= capacity_bytes:
+                return
+            self._system.rm_file(entry["name"])
+            size -= int(entry["size"])
+
+    def _path(self, digest: str) -> str:
+        return f"{self._base}/{digest[:2]}/{digest}.safetensors"
+
+    def _unavailable(self, error: Exception) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{self.url}: {str(error) or type(error).__name__}.")

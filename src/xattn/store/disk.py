@@ -1,0 +1,147 @@
+"""The local tier: one payload per file, under the tenant that it belongs to."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from xattn.errors import CorruptEntryError, StoreFormatError, UsageError, shown
+from xattn.memory import digest_of
+from xattn.store import files
+from xattn.store.index import Row
+from xattn.store.payload import Header, Payload
+
+SUFFIX = ".safetensors"
+PARTIAL_SECONDS = 3600.0
+"""A partial file of this age was left by a process that died."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What tells one version of a file from another without reading it."""
+
+    inode: int
+    size_bytes: int
+    changed_ns: int
+
+
+def require_digest(value: str) -> str:
+    """``value``; :class:`UsageError` unless it is a digest, and so leads nowhere as a path."""
+    if not _DIGEST.fullmatch(str(value)):
+        raise UsageError(
+            f"a memory's key must be 64 hexadecimal characters, but is {shown(value)} instead."
+        )
+    return value
+
+
+class Disk:
+    """Payloads of one tenant. OSError is passed on as it comes."""
+
+    def __init__(self, root: Path, folder: str) -> None:
+        self.root, self.tenant = root, folder
+        self.folder = root / "tenants" / folder
+        self.quarantine_folder = root / "quarantine"
+
+    @classmethod
+    def of_tenant(cls, root: Path, tenant: str) -> "Disk":
+        """That of a tenant, whatever is in the name."""
+        return cls(root, digest_of(tenant.encode())[:24] if tenant else "default")
+
+    def path(self, digest: str) -> Path:
+        """Where the payload of a key is, or would be."""
+        return self.folder / require_digest(digest)[:2] / f"{digest}{SUFFIX}"
+
+    def open(self, digest: str) -> tuple[Payload, Stamp] | None:
+        """The payload, unverified, or None; one of another format's version is none, too."""
+        try:
+            payload = Payload(self.path(digest))
+        except (FileNotFoundError, StoreFormatError):
+            return None
+        status = payload.status
+        stamp = Stamp(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_mtime_ns)
+        return payload, stamp
+
+    def write(self, digest: str, content: bytes) -> None:
+        """Put a payload where its key says."""
+        files.write_whole(self.path(digest), content)
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Set an entry aside, where it can be looked at and is never read again."""
+        self.quarantine_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target = self.quarantine_folder / f"{digest}-{time.time_ns()}{SUFFIX}"
+        try:
+            os.replace(self.path(digest), target)
+        except FileNotFoundError:
+            return None
+        return target
+
+    # Pins are files, so that they outlive the index.
+
+    def pin(self, digest: str) -> None:
+        """Keep the entry whatever the budget."""
+        files.write_whole(self._pin(digest), b"")
+
+    def unpin(self, digest: str) -> bool:
+        """Let the entry go when room is needed; whether it was pinned."""
+        return files.remove(self._pin(digest))
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether it stays whatever the budget."""
+        return self._pin(digest).exists()
+
+    def _pin(self, digest: str) -> Path:
+        return self.folder / "pins" / require_digest(digest)
+
+    # All of them
+
+    def digests(self) -> Iterator[str]:
+        """Every key that has a payload."""
+        for path in sorted(self.folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}")):
+            if _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]:
+                yield path.stem
+
+    def row(self, digest: str) -> Row | None:
+        """What the index should say of an entry, from the payload itself."""
+        try:
+            found = self.open(digest)
+        except (CorruptEntryError, OSError):
+            return None  # it is found out, and counted, when somebody asks for it
+        return None if found is None else row_of(digest, self.tenant, found[0].header, found[1])
+
+    def sweep(self) -> int:
+        """Remove what processes left that died while they wrote; how many files."""
+        removed, now = 0, time.time()
+        for partial in self.folder.glob(f"*/{files.PARTIAL}*"):
+            if now - partial.stat().st_mtime > PARTIAL_SECONDS:
+                removed += files.remove(partial)
+        return removed
+
+
+def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
+    """The index's row for a payload."""
+    return Row(
+        digest=digest,
+        tenant=tenant,
+        size_bytes=stamp.size_bytes,
+        encode_seconds=header.encode_seconds,
+        modality=header.key.modality,
+        codec=header.codec,
+        positions=header.positions,
+        label=header.label,
+        created=header.created,
+        expires=header.expires,
+        used=header.created,
+    )
+
+
+def every_row(root: Path) -> Iterator[Row]:
+    """Rows for all payloads of all tenants: what an index that was lost is made of again."""
+    for folder in sorted((root / "tenants").glob("*")):
+        disk = Disk(root, folder.name)
+        for digest in disk.digests():
+            row = disk.row(digest)
+            if row is not None:
+                yield row

@@ -1,0 +1,161 @@
+"""What the store asks of the file system, in one place: each call can fail, and is tested failing.
+
+Files appear whole or not at all: they are written under another name, forced to the disk, renamed.
+"""
+
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from xattn.errors import StoreUnavailableError, UnsafeStoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial-"
+
+
+def make_private(directory: Path) -> None:
+    """Make ``directory`` for its owner alone.
+
+    Raises :class:`UnsafeStoreError` where it is there already and others can write it, and
+    :class:`StoreUnavailableError` where it cannot be made.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except FileExistsError as error:
+        raise StoreUnavailableError(f"{directory} is a file; a store is a directory.") from error
+    except OSError as error:
+        raise unavailable(directory, error) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise UnsafeStoreError(f"{directory} is a link; give the directory that it leads to.")
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise UnsafeStoreError(f"{directory} belongs to another user; give a directory of yours.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnsafeStoreError(
+            f"{directory} can be written by others, who could put memories there; "
+            f"make it yours with: chmod 700 {directory}"
+        )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``: all of it, on the disk, or an error and nothing.
+
+    Raises OSError as the system does; a file that was there before is then still there.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.parent / f"{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def map_private(path: Path) -> tuple[mmap.mmap, os.stat_result]:
+    """The bytes of a file as they are now, and what the system says of that very file.
+
+    The file may be replaced or removed at any time: it is opened once, and what was opened stays.
+    The map is private, so that nobody who has it can change the file. Raises OSError as the system
+    does, and ValueError for an empty file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY), os.fstat(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file; whether there was one."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock ``path``, whoever else wants it; it falls with the process that holds it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class Lease:
+    """A mark on a file that says it is in use; it falls with the process that holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if fcntl is not None:
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give it back; a second time is no harm."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def remove_unless_leased(path: Path) -> bool:
+    """Remove a file that nobody holds a :class:`Lease` on; whether it is gone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(handle)
+    return True
+
+
+@contextmanager
+def answering(path: Path) -> Iterator[None]:
+    """Within it, an error of the system is a :class:`StoreUnavailableError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise unavailable(path, error) from error
+
+
+def unavailable(path: Path, error: OSError) -> StoreUnavailableError:
+    """The error of the system in the store's words."""
+    return StoreUnavailableError(f"{path}: {error.strerror or error}.")

@@ -1,0 +1,232 @@
+"""One memory as one file: safetensors, with a header that says what it is and proves it.
+
+The file's metadata holds
+
+``xattn``    JSON: format version, key, codec and its error, label, details, what encoding cost
+``digest``   over that JSON and every tensor, by the hash of the key
+``mac``      the digest under the store's secret, where it has one
+
+so that a payload says all there is to know about itself, and an index can be made again from the
+payloads alone. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import hmac
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from safetensors.torch import save
+from torch import Tensor
+
+from xattn.errors import CorruptEntryError, StoreFormatError, is_whole
+from xattn.memory import Memory, MemoryKey, SpanTable, bytes_of, digest_of
+from xattn.store import files
+from xattn.store.codecs import CODECS, FLOATS, CodecError, CodecName, decode, encode, error_of
+
+FORMAT = 1
+DTYPES = {**FLOATS}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""What safetensors calls the types of number that payloads have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a payload says of itself."""
+
+    key: MemoryKey
+    codec: CodecName
+    positions: int
+    width: int
+    label: str
+    details: dict[str, Any]
+    span_unit: str
+    encode_seconds: float
+    """What making the memory took: what a hit saves."""
+    created: float
+    """Unix time."""
+    expires: float | None
+    """Unix time after which it is no longer given back."""
+    error: CodecError
+
+    def dumps(self) -> str:
+        """As JSON, the format's version with it."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str) -> "Header":
+        """From JSON. Raises :class:`StoreFormatError` for another version of the format."""
+        try:
+            values = json.loads(text)
+            version = values.pop("format")
+            if version != FORMAT:
+                raise StoreFormatError(
+                    f"the payload has format {version}, and this xattn reads {FORMAT}."
+                )
+            header = cls(
+                **{
+                    **values,
+                    "key": MemoryKey(**values["key"]),
+                    "error": CodecError(**values["error"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CorruptEntryError(f"the header cannot be read ({error!r}).") from error
+        fits = header.codec in CODECS and header.key.dtype in DTYPES and header.width > 0
+        if not fits:
+            raise CorruptEntryError(f"the header describes no memory: {text[:200]}")
+        return header
+
+
+def pack(
+    memory: Memory,
+    codec: CodecName,
+    *,
+    encode_seconds: float,
+    created: float,
+    expires: float | None = None,
+    secret: bytes | None = None,
+) -> bytes:
+    """The bytes of a payload."""
+    spans = SpanTable.of(memory.spans)
+    tensors = encode(memory.states_SD, codec)
+    tensors["spans"] = spans.bounds_S2.contiguous()
+    if memory.mask_S is not None:
+        tensors["mask"] = memory.mask_S.cpu().to(torch.uint8)
+    decoded = decode(tensors, codec, memory.width, torch.float32)
+    header = Header(
+        key=memory.key,
+        codec=codec,
+        positions=len(memory),
+        width=memory.width,
+        label=memory.label,
+        details=memory.details,
+        span_unit=spans.unit,
+        encode_seconds=encode_seconds,
+        created=created,
+        expires=expires,
+        error=error_of(memory.states_SD.detach().cpu(), decoded),
+    ).dumps()
+    digest = _digest(header, tensors, memory.key)
+    metadata = {"xattn": header, "digest": digest}
+    if secret is not None:
+        metadata["mac"] = _mac(secret, digest, memory.key)
+    return save(tensors, metadata)
+
+
+class Payload:
+    """A payload that was opened: its header, and its tensors as views of the mapped file.
+
+    Raises :class:`CorruptEntryError` for a file that is none, :class:`StoreFormatError` for one of
+    another version, and OSError as the system does. None of it says that the content is what was
+    written: that is :meth:`verify`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content, self.status = files.map_private(path)
+        except ValueError as error:
+            raise CorruptEntryError("the file is empty.") from error
+        self._tensors, self._metadata = read_safetensors(content)
+        self.header = Header.loads(self._metadata.get("xattn", "null"))
+
+    def verify(self, digest: str | None = None, secret: bytes | None = None) -> None:
+        """Raise :class:`CorruptEntryError` unless this is the whole, unchanged payload.
+
+        ``digest`` is that of the key it was found under. With a ``secret``, it must have been
+        written by someone who knows it.
+        """
+        key = self.header.key
+        if digest is not None and key.digest != digest:
+            raise CorruptEntryError("it is another memory than its name says.")
+        tensors = self._tensors
+        found = _digest(self._metadata["xattn"], tensors, key)
+        if not hmac.compare_digest(found, self._metadata.get("digest", "")):
+            raise CorruptEntryError("its digest is not that of its content.")
+        if secret is not None:
+            mac = _mac(secret, found, key)
+            if not hmac.compare_digest(mac, self._metadata.get("mac", "")):
+                raise CorruptEntryError("it was not written with this store's secret.")
+
+    def memory(self) -> Memory:
+        """The memory, in the dtype that its key names."""
+        header, tensors = self.header, self._tensors
+        try:
+            states_SD = decode(tensors, header.codec, header.width, DTYPES[header.key.dtype])
+            spans = SpanTable(tensors["spans"], header.span_unit)
+            mask_S = tensors["mask"].bool() if "mask" in tensors else None
+            return Memory(
+                states_SD=states_SD,
+                mask_S=mask_S,
+                key=header.key,
+                spans=spans,
+                label=header.label,
+                details=header.details,
+            )
+        except (KeyError, ValueError) as error:
+            raise CorruptEntryError(f"its tensors do not make a memory ({error}).") from error
+
+
+def read_safetensors(content: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, without a copy.
+
+    The format is a length (u64), a JSON object of that length, and the data
+    (https://huggingface.co/docs/safetensors). The package opens a file twice, and so may read two
+    different ones where another process replaces it. Raises :class:`CorruptEntryError`.
+    """
+    length = int.from_bytes(content[:8], "little")
+    start = 8 + length
+    if len(content) < start:
+        raise CorruptEntryError(f"it is cut off: the header ends at byte {start}.")
+    try:
+        entries = json.loads(content[8:start])
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _view(content, start, **entry) for name, entry in entries.items()}
+        end = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptEntryError(f"its header cannot be read ({error!r}).") from error
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if end != len(content) or not texts:
+        raise CorruptEntryError(f"its tensors end at byte {end}, the file at {len(content)}.")
+    return tensors, metadata
+
+
+def _view(
+    content: mmap.mmap, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]
+) -> Tensor:
+    kind, (first, last) = _DTYPES[dtype], data_offsets
+    count = math.prod(shape)
+    fits = all(is_whole(n, 0) for n in (*shape, first, last)) and first % kind.itemsize == 0
+    if not fits or last - first != count * kind.itemsize or start + last > len(content):
+        raise ValueError(f"a tensor of shape {shape} does not lie at {data_offsets}")
+    if count == 0:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(content, dtype=kind, count=count, offset=start + first).view(shape)
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor], key: MemoryKey) -> str:
+    parts: list[bytes | memoryview] = [header.encode()]
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), bytes_of(tensor)]
+    return digest_of(*parts, hash=key.hash)
+
+
+def _mac(secret: bytes, digest: str, key: MemoryKey) -> str:
+    if key.hash == "sha256":
+        return hmac.new(secret, digest.encode(), hashlib.sha256).hexdigest()
+    keyed = blake3(secret, derive_key_context="xattn 2026 store payload mac").digest()
+    return str(blake3(digest.encode(), key=keyed).hexdigest())

@@ -1,0 +1,479 @@
+"""What goes wrong under a store: processes die, disks fail, files are damaged, people tamper."""
+
+import errno
+import io
+import json
+import logging
+import mmap
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from making import Encoder, assert_same, flip, key_of, memory_of, states_of
+from scale import times
+
+from xattn.errors import StoreError
+from xattn.memory import Memory
+from xattn.store import MemoryStore
+from xattn.store.payload import pack
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+FORK = multiprocessing.get_context("fork")
+
+
+def same_as_encoded(memory: Memory, name: str) -> bool:
+    return memory.label == name and torch.equal(
+        memory.states_SD, states_of(name, len(memory), memory.width)
+    )
+
+
+# Processes that die
+
+
+def write_until_killed(root, writer, acknowledged):
+    """Put memories, and write down each key once the store has acknowledged it."""
+    torch.set_num_threads(1)
+    store = MemoryStore(root, ram_bytes=0)
+    with open(acknowledged, "a", buffering=1) as said:
+        for number in range(10**9):
+            name = f"{writer}-{os.getpid()}-{number}"
+            store.put(memory_of(name, positions=64))
+            said.write(f"{name}\n")
+
+
+def test_kill_nine_while_four_write(tmp_path):
+    kills, random_ = times(40, 1000), random.Random(4)
+    root = tmp_path / "store"
+    MemoryStore(root)
+    files = [tmp_path / f"acknowledged-{writer}" for writer in range(4)]
+
+    def start(writer):
+        process = FORK.Process(target=write_until_killed, args=(root, writer, files[writer]))
+        process.start()
+        return process
+
+    writers = [start(writer) for writer in range(4)]
+    try:
+        for _ in range(kills):
+            time.sleep(random_.uniform(0.002, 0.03))
+            victim = random_.randrange(4)
+            os.kill(writers[victim].pid, signal.SIGKILL)
+            writers[victim].join()
+            writers[victim] = start(victim)
+    finally:
+        for process in writers:
+            process.kill()
+            process.join()
+    # The last line may be cut: a name that was not written down whole was not acknowledged.
+    names = [line for file in files for line in file.read_text().split("\n")[:-1]]
+    store = MemoryStore(root, ram_bytes=0)
+    for name in names:
+        memory = store.get(key_of(name))
+        assert memory is not None, f"{name} was acknowledged and is gone"
+        assert same_as_encoded(memory, name)
+    whole, bad = store.verify()
+    assert bad == []
+    assert whole >= len(names) > kills // 4
+    assert len(store.entries()) <= whole
+    store.gc()
+    assert len(store.entries()) == whole
+
+
+def encode_and_die(root):
+    class Dying(Encoder):
+        def encode_prepared(self, prepared):
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    MemoryStore(root).get_or_encode(Dying(), "a")
+
+
+def test_an_encoder_that_dies_does_not_block_the_next(tmp_path):
+    process = FORK.Process(target=encode_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    encoder = Encoder()
+    MemoryStore(tmp_path).get_or_encode(encoder, "a")
+    assert encoder.encoded == ["a"]
+
+
+# Calls that fail
+
+
+class Failing:
+    """Makes the Nth call of one function of ``os`` fail, and counts the calls."""
+
+    def __init__(self, monkeypatch, module, name, nth, code):
+        self.calls, self.failed = 0, False
+        real = getattr(module, name)
+
+        def call(*arguments, **more):
+            self.calls += 1
+            if self.calls == nth:
+                self.failed = True
+                raise OSError(code, os.strerror(code))
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+
+CALLS = [
+    (os, "open"),
+    (os, "write"),
+    (os, "fsync"),
+    (os, "replace"),
+    (mmap, "mmap"),
+]
+
+
+def everything(store):
+    """What one does with a store that holds "old"."""
+    digest = store.key_of(key_of("old")).digest
+    return (
+        lambda: store.put(memory_of("new")),
+        lambda: store.get(key_of("old")),
+        lambda: store.put(memory_of("old")),
+        lambda: store.pin(digest),
+        lambda: store.unpin(digest),
+        lambda: store.get_or_encode(Encoder(), "more"),
+        store.gc,
+    )
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize(("module", "name"), CALLS, ids=[name for _, name in CALLS])
+def test_the_nth_call_fails_for_every_n(tmp_path, monkeypatch, module, name, code, caplog):
+    """A typed error or none, what was there before still there, and whole."""
+    caplog.set_level(logging.ERROR)
+    for nth in range(1, 100):
+        root = tmp_path / str(nth)
+        before = MemoryStore(root, ram_bytes=0)
+        before.put(memory_of("old"))
+        store = MemoryStore(root, ram_bytes=0)
+        with monkeypatch.context() as patch:
+            failing = Failing(patch, module, name, nth, code)
+            for act in everything(store):
+                with suppress(StoreError):
+                    act()
+        assert_same(before.get(key_of("old")), memory_of("old"))
+        assert_same(MemoryStore(root).get(key_of("old")), memory_of("old"))
+        assert before.verify()[1] == []
+        assert not list(root.rglob("tenants/*/??/.partial-*"))
+        if not failing.failed:
+            break
+    assert nth > 1, "the call is made at all"
+    assert not failing.failed, "a pass without a failure ends it"
+
+
+def test_generation_goes_on_when_every_write_fails(tmp_path, monkeypatch, caplog):
+    store, encoder = MemoryStore(tmp_path), Encoder()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        for name in "abc":
+            store.get_or_encode(encoder, name)
+    assert encoder.encoded == ["a", "b", "c"]
+    assert store.counters.failures == 3
+    assert len(caplog.records) == 1
+    store.get_or_encode(encoder, "d")
+    assert MemoryStore(tmp_path).get(key_of("d")) is not None
+
+
+def test_a_read_only_store_is_read(tmp_path, monkeypatch):
+    MemoryStore(tmp_path).put(memory_of("a"))
+
+    def read_only(path, flags, *more, real=os.open, **others):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *more, **others)
+
+    store, encoder = MemoryStore(tmp_path), Encoder()
+    monkeypatch.setattr(os, "open", read_only)
+    assert_same(store.get(key_of("a")), memory_of("a"))
+    store.get_or_encode(encoder, "b")
+    assert encoder.encoded == ["b"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="mounts a file system")
+def test_a_full_disk(tmp_path, caplog):
+    mount = tmp_path / "small"
+    mount.mkdir(mode=0o700)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(mount)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        store, encoder = MemoryStore(mount / "store"), Encoder(positions=20_000)
+        (mount / "filler").write_bytes(bytes(60 * 2**20))
+        with caplog.at_level(logging.WARNING):
+            for n in range(20):
+                memory = store.get_or_encode(encoder, str(n))
+                assert torch.equal(memory.states_SD, states_of(str(n), 20_000))
+        assert store.counters.failures > 0
+        assert len([r for r in caplog.records if "does not answer" in r.message]) == 1
+        whole, bad = MemoryStore(mount / "store").verify()
+        assert bad == []
+        assert 0 < whole < 20
+        (mount / "filler").unlink()
+        store.get_or_encode(encoder, "after")
+        assert MemoryStore(mount / "store").get(key_of("after")) is not None
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def test_an_index_that_is_locked(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("xattn.store.index.BUSY_SECONDS", 0.05)
+    store, encoder = MemoryStore(tmp_path), Encoder()
+    store.get_or_encode(encoder, "before")
+    other = sqlite3.connect(tmp_path / "index.sqlite")
+    other.execute("BEGIN EXCLUSIVE")
+    with caplog.at_level(logging.WARNING):
+        for name in "abc":
+            store.get_or_encode(encoder, name)
+    other.rollback()
+    other.close()
+    assert encoder.encoded == ["before", "a", "b", "c"]
+    assert len(caplog.records) == 1
+    assert store.counters.failures > 0
+    monkeypatch.setattr(store, "_index_rests_until", 0.0)
+    store.get_or_encode(encoder, "after")
+    assert {row.label for row in store.entries()} == {"before", "a", "b", "c", "after"}
+
+
+# Damage
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A store with one entry, the path of its payload, and its bytes."""
+    store = MemoryStore(tmp_path / "store", verify="always", ram_bytes=0)
+    store.put(memory_of("a", positions=24))
+    [path] = store.root.rglob("tenants/*/??/*.safetensors")
+    return store, path, path.read_bytes()
+
+
+def test_flipped_bits_and_cuts_are_all_found(written, caplog):
+    caplog.set_level(logging.ERROR)
+    store, path, content = written
+    random_, count = random.Random(5), times(600, 10_000)
+    for n in range(count):
+        if n % 4:
+            damaged = flip(content, random_.randrange(8 * len(content)))
+        else:
+            damaged = content[: random_.randrange(len(content))]
+        path.write_bytes(damaged)
+        assert store.get(key_of("a")) is None, n
+        assert not path.exists()
+    assert store.counters.quarantined == count
+    path.write_bytes(content)
+    assert_same(store.get(key_of("a")), memory_of("a", positions=24))
+
+
+def test_a_payload_of_another_format_is_a_clean_miss(written):
+    store, path, content = written
+    path.write_bytes(content.replace(b'\\"format\\": 1', b'\\"format\\": 7'))
+    assert path.read_bytes() != content
+    assert store.get(key_of("a")) is None
+    assert path.exists()
+    assert store.counters.quarantined == 0
+
+
+def test_rewritten_payloads_are_refused_where_there_is_a_secret(tmp_path, caplog):
+    """The checksums fit, because whoever rewrote them knows how; the secret they do not know."""
+    caplog.set_level(logging.ERROR)
+    count = times(60, 1000)
+    store = MemoryStore(tmp_path, secret=b"known to the owner alone", ram_bytes=0)
+    memory = memory_of("a", positions=24)
+    digest = store.put(memory)
+    [path] = tmp_path.rglob("tenants/*/??/*.safetensors")
+    genuine = path.read_bytes()
+    forged = replace(memory, key=store.key_of(memory.key))
+    for n in range(count):
+        states = memory.states_SD + torch.randn(24, 8, generator=torch.Generator().manual_seed(n))
+        path.write_bytes(
+            pack(
+                replace(forged, states_SD=states),
+                "float32",
+                encode_seconds=1.0,
+                created=0.0,
+                secret=[None, b"another secret!!", bytes(16)][n % 3],
+            )
+        )
+        assert store.get(digest) is None
+    assert store.counters.quarantined == count
+    path.write_bytes(genuine)
+    assert_same(store.get(digest), memory)
+
+
+def test_an_index_lost_or_damaged_is_made_again(tmp_path):
+    random_ = random.Random(6)
+    store = MemoryStore(tmp_path)
+    for n in range(12):
+        store.put(memory_of(str(n)), encode_seconds=float(n))
+    want = {(row.label, row.size_bytes, row.encode_seconds) for row in store.entries()}
+    index = tmp_path / "index.sqlite"
+    for n in range(times(20, 100)):
+        store.close()
+        if n % 3 == 0:
+            for file in tmp_path.glob("index.sqlite*"):
+                file.unlink()
+        elif n % 3 == 1:
+            index.write_bytes(random_.randbytes(random_.randrange(1, 9000)))
+        else:
+            content = bytearray(index.read_bytes())
+            start = random_.randrange(len(content))
+            content[start : start + 3000] = random_.randbytes(len(content[start : start + 3000]))
+            index.write_bytes(bytes(content))
+        store = MemoryStore(tmp_path)
+        assert_same(store.get(key_of("3")), memory_of("3"))
+        for _ in range(2):  # the first may find the damage, the second finds it mended
+            try:
+                store.gc()
+                break
+            except StoreError:
+                continue
+        found = {(row.label, row.size_bytes, row.encode_seconds) for row in store.entries()}
+        assert found == want, n
+
+
+# Many at once
+
+
+def put_get_and_evict(root, seed, keys, until, encoded, capacity):
+    torch.set_num_threads(1)
+    random_, encoder = random.Random(seed), Encoder(positions=64)
+    store = MemoryStore(root, capacity_bytes=capacity, ram_bytes=20_000)
+    while time.time() < until:
+        name = str(random_.randrange(keys))
+        memory = store.get_or_encode(encoder, name)
+        assert same_as_encoded(memory, name), name
+        if random_.random() < 0.02:
+            store.gc()
+    with open(encoded, "w") as file:
+        json.dump(encoder.encoded, file)
+
+
+@pytest.mark.parametrize("evicting", [False, True])
+def test_many_processes(tmp_path, evicting):
+    processes, keys = times(4, 16), times(40, 200)
+    until = time.time() + times(3, 180) / 2
+    size = 64 * 8 * 4 + 64 * 16 + 1200
+    capacity = keys * size // 3 if evicting else 2**30
+    root, workers = tmp_path / "store", []
+    MemoryStore(root)
+    for n in range(processes):
+        arguments = (root, n, keys, until, tmp_path / f"encoded-{n}", capacity)
+        workers.append(FORK.Process(target=put_get_and_evict, args=arguments))
+        workers[-1].start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    encoded = [
+        n for i in range(processes) for n in json.loads((tmp_path / f"encoded-{i}").read_text())
+    ]
+    store = MemoryStore(root, capacity_bytes=capacity)
+    assert store.verify()[1] == []
+    if evicting:
+        assert len(encoded) > len(set(encoded))
+        store.gc()
+        assert sum(row.size_bytes for row in store.entries()) <= capacity
+    else:
+        assert len(encoded) == len(set(encoded)), "a key was encoded twice"
+
+
+def test_evictions_under_open_maps(tmp_path):
+    """A memory that is in use is mapped from a file that is gone, and stays as it was."""
+    store = MemoryStore(tmp_path, ram_bytes=0)
+    for n in range(times(100, 1000)):
+        name = str(n)
+        digest = store.put(memory_of(name, positions=300))
+        memory = store.get(digest)
+        store.remove(digest)
+        assert store.get(digest) is None
+        assert same_as_encoded(memory, name)
+
+
+def test_readers_do_not_wait_for_an_encoder(tmp_path):
+    store = MemoryStore(tmp_path, ram_bytes=0)
+    store.get_or_encode(Encoder(), "a")
+    slow = Encoder(seconds=1.0)
+    thread = threading.Thread(target=store.get_or_encode, args=(slow, "b"))
+    thread.start()
+    time.sleep(0.1)
+    read = 0
+    while thread.is_alive() and slow.encoded == []:
+        assert store.get(key_of("a")) is not None
+        read += 1
+    thread.join()
+    assert read > 20
+
+
+# Names that lead elsewhere
+
+
+def test_nothing_escapes(tmp_path):
+    """Keys, tenants and bundles that would be paths, and links where the store would write."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    root = tmp_path / "store"
+    parts = [
+        "..",
+        "../..",
+        "/",
+        "//",
+        "~",
+        "\0",
+        "a/../..",
+        "%2e%2e",
+        "..\\",
+        "tenants",
+        ".",
+        "con",
+    ]
+    tails = ["outside/precious", "etc/passwd", "", "x", "outside"]
+    attempts = 0
+    for part in parts:
+        for tail in tails:
+            name = f"{part}/{tail}"
+            store = MemoryStore(root, tenant=name)
+            store.put(memory_of("a"))
+            for call in (store.get, store.pin, store.remove):
+                with pytest.raises(ValueError, match="64 hexadecimal"):
+                    call(name)
+            lie = b"xattn memories 1\n" + json.dumps({"key": name, "bytes": 4}).encode() + b"\nabcd"
+            with pytest.raises(StoreError):
+                store.import_bundle(io.BytesIO(lie))
+            attempts += 5
+    assert attempts >= 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "store"]
+    assert (outside / "precious").read_text() == "mine"
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+
+
+def test_links_in_the_store_are_not_written_through(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    store = MemoryStore(tmp_path / "store")
+    digest = store.put(memory_of("a"))
+    [path] = store.root.rglob("tenants/*/??/*.safetensors")
+    (outside / "precious").write_text("mine")
+    path.unlink()
+    path.symlink_to(outside / "precious")
+    again = MemoryStore(store.root)
+    assert again.get(digest) is None
+    again.put(memory_of("a"))
+    assert (outside / "precious").read_text() == "mine"
+    assert not path.is_symlink()
+    assert_same(again.get(digest), memory_of("a"))
