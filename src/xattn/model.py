@@ -32,6 +32,8 @@ from xattn.models.encode import (
     TextSource,
     encode,
     prepare_audio,
+    prepare_long_audio,
+    prepare_long_text,
     prepare_mel_window,
     prepare_texts,
     prepare_token_ids,
@@ -41,7 +43,7 @@ from xattn.models.formats import read_checkpoint
 from xattn.models.network import Counters, Network
 from xattn.models.resolve import resolve
 from xattn.models.weights import Checkpoint
-from xattn.spec import Form, ModelSpec
+from xattn.spec import EncoderSpec, Form, ModelSpec
 from xattn.store import MemoryStore
 
 Source = Any
@@ -166,12 +168,7 @@ class Model:
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
-        encoder = self.spec.encoder
-        if encoder is None:
-            raise UsageError(
-                f"{self.name} is a decoder-only model: it has no encoder. Use generate(prompt=…)."
-            )
-        if encoder.modality == "audio":
+        if self._encoder.modality == "audio":
             require(
                 language is None,
                 "language",
@@ -184,6 +181,25 @@ class Model:
             ]
         require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
         return [self._prepare_text(source, language) for source in sources]
+
+    def prepare_long(
+        self,
+        source: Source,
+        *,
+        max_positions: int = 512,
+        language: str | None = None,
+        sample_rate: int | None = None,
+    ) -> list[Prepared]:
+        """A source of any length in pieces: chunks of a text, windows of a recording.
+
+        A text is cut at sentence ends into chunks of at most ``max_positions`` tokens, such that an
+        edit changes its own chunk only. The pieces are attended to together:
+        ``model.generate(store.get_or_encode_prepared(model, pieces))``.
+        """
+        if self._encoder.modality == "audio":
+            return prepare_long_audio(self.network, read_audio(source, sample_rate=sample_rate))
+        text = TextSource(text_of(source), language)
+        return prepare_long_text(self.network, self._tokenizer, text, max_positions)
 
     def _prepare_text(self, source: Source, language: str | None) -> Prepared:
         ids = token_ids_of(source)
@@ -449,6 +465,14 @@ class Model:
     @cached_property
     def _whisper(self) -> WhisperTokens:
         return WhisperTokens(self.tokenizer, self.spec.decoder.vocab_size)
+
+    @property
+    def _encoder(self) -> EncoderSpec:
+        if self.spec.encoder is None:
+            raise UsageError(
+                f"{self.name} is a decoder-only model: it has no encoder. Use generate(prompt=…)."
+            )
+        return self.spec.encoder
 
     @property
     def _reads_audio(self) -> bool:

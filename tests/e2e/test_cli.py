@@ -33,6 +33,7 @@ def _alone(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XATTN_OFFLINE", "1")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XATTN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 

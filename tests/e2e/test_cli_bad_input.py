@@ -22,6 +22,7 @@ RECORDING = Path(__file__).parents[2] / "examples" / "assets" / "recording.wav"
 def _alone(tmp_path, monkeypatch):
     """No settings of the machine, no network, and a current directory to break things in."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XATTN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XATTN_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 

@@ -26,7 +26,9 @@ def with_snippets(language: str) -> list[Path]:
 @pytest.fixture
 def environment(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "XDG_CONFIG_HOME": str(tmp_path)}
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "XDG_CONFIG_HOME": str(tmp_path)} | {
+        "XATTN_CACHE_DIR": str(tmp_path / "cache")
+    }
 
 
 @pytest.mark.parametrize("page", with_snippets("python"), ids=lambda page: page.name)

@@ -13,9 +13,9 @@ from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
 from xattn.models.encode import Prepared
 
 
-def key_of(source: str, **changes: Any) -> MemoryKey:
+def key_of(of: str, **changes: Any) -> MemoryKey:
     values = dict(
-        source=digest_of(source.encode()),
+        source=digest_of(of.encode()),
         modality="text",
         preprocessing="text/1 plain",
         encoder="e" * 64,

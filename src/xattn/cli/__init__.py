@@ -1,6 +1,7 @@
 """The command line, ``xattn``. Parsing only: the work is done by the library."""
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
     warnings.showwarning = _show_warning  # one line, without the place in the code
+    logging.getLogger("xattn").handlers = [_Notes()]
 
     def run() -> Any:
         from xattn.cli.app import build
@@ -24,6 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return build().main(args=given, prog_name="xattn", standalone_mode=False, obj=given)
 
     return exit_code_of(run)
+
+
+class _Notes(logging.Handler):
+    """What the library logs, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_note(f"warning: {record.getMessage()}")
 
 
 def _show_warning(message: Warning | str, *args: Any, **more: Any) -> None:

@@ -7,10 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from xattn import __version__
-from xattn.cli import config, doctor, generate, models, transcribe, translate
+from xattn.cli import cache, config, doctor, encode, generate, models, transcribe, translate
 from xattn.cli.console import print_line, print_note
 from xattn.cli.failures import BAD_USAGE
-from xattn.cli.settings import collect, find_files, known_settings, read_file, unknown_variables
+from xattn.cli.settings import (
+    collect,
+    find_files,
+    known_settings,
+    leaves,
+    read_file,
+    unknown_variables,
+)
 
 HELP_FLAGS = ["-h", "--help"]
 
@@ -27,6 +34,7 @@ def build() -> Any:
         transcribe.transcribe,
         translate.translate,
         generate.generate,
+        encode.encode,
         models.models,
         doctor.doctor,
     ):
@@ -34,6 +42,12 @@ def build() -> Any:
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
     config_app.command()(config.show)
     app.add_typer(config_app, name="config")
+    cache_app = typer.Typer(help="Memories at rest: look, tend, carry.", no_args_is_help=True)
+    for command in (cache.ls, cache.stats, cache.verify, cache.gc, cache.pin, cache.export):
+        cache_app.command()(command)
+    cache_app.command("import")(cache.import_)
+    cache_app.command()(cache.clear)
+    app.add_typer(cache_app, name="cache")
     return typer.main.get_command(app)
 
 
@@ -56,7 +70,11 @@ def root(
     for note in unknown_variables(known, os.environ):
         print_note(note)
     ctx.obj = found
-    ctx.default_map = {
-        command: {name: setting.value for name, setting in settings.items()}
-        for command, settings in found.items()
-    }
+    defaults: dict[str, Any] = {}
+    for path, _ in leaves(ctx.command):
+        of_group = defaults
+        for name in path:
+            of_group = of_group.setdefault(name, {})
+        settings = found.get("_".join(path), {})
+        of_group.update({name: setting.value for name, setting in settings.items()})
+    ctx.default_map = defaults

@@ -7,7 +7,7 @@ import typer
 
 from xattn.cli.console import print_json, print_table
 from xattn.cli.options import Json
-from xattn.cli.settings import known_settings
+from xattn.cli.settings import known_settings, leaves
 
 _DEFAULT = "default"
 
@@ -33,10 +33,13 @@ def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
     """One row for each option of each command; a bad value raises as it would in that command."""
     root: Any = ctx.find_root()
     rows = []
-    for command, options in known_settings(root.command).items():
-        child = root.command.commands[command]
+    known = known_settings(root.command)
+    for path, child in leaves(root.command):
+        command = "_".join(path)
+        if path[0] == "cache" or command not in known:
+            continue  # each of them has the store's directory, which others show
         values = child.make_context(command, [], parent=root).params
-        for name in options:
+        for name in known[command]:
             setting = root.obj[command].get(name)
             value = values[name]
             source = setting.source if setting else _DEFAULT

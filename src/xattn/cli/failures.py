@@ -33,7 +33,9 @@ def exit_code_of(run: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # noqa: BLE001  (the outermost frame: nothing may pass unsaid)
-        if os.environ.get(DEBUG):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{message_of(error, whole=True)}\n")
+        elif os.environ.get(DEBUG):
             traceback.print_exc()
         else:
             print_error(message_of(error))
@@ -49,12 +51,12 @@ def code_of(error: Exception) -> int:
     return code if isinstance(code, int) else FAILED
 
 
-def message_of(error: Exception) -> str:
-    """What to tell the user about an error."""
+def message_of(error: Exception, *, whole: bool = False) -> str:
+    """What to tell the user about an error; typer's own words where they are ``whole``."""
     if isinstance(error, XattnError):
         return str(error)
     if hasattr(error, "format_message"):
-        return _typer_message(error)
+        return str(error.format_message()) if whole else _typer_message(error)
     if isinstance(error, OSError):
         where = f": {error.filename!r}" if error.filename else ""
         return f"{error.strerror or error}{where}"

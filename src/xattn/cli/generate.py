@@ -11,6 +11,8 @@ from xattn.cli.loading import load_model
 from xattn.cli.options import (
     GENERATION,
     BatchSize,
+    Cache,
+    CacheDir,
     Device,
     Dtype,
     Json,
@@ -21,6 +23,7 @@ from xattn.cli.options import (
     Threads,
     takes,
 )
+from xattn.cli.stores import use_store
 from xattn.cli.texts import (
     as_record,
     read_texts,
@@ -56,6 +59,8 @@ def generate(
     dtype: Dtype = "float32",
     offline: Offline = False,
     threads: Threads = None,
+    cache: Cache = True,
+    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
@@ -75,6 +80,8 @@ def generate(
     if system is not None and not chat:
         raise UsageError("--system is a chat message; add --chat.")
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    if cache:
+        use_store(loaded, cache_dir)
     if "logprobs" in settings and not json and jsonl is None:
         raise UsageError("--logprobs is reported as JSON; add --json.")
     wrap = _message(system) if chat else _same

@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -36,6 +37,22 @@ Offline = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, rich_help_panel=MODEL, help="CPU threads; unset: all cores.")
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        rich_help_panel=MODEL,
+        help="Keep memories, and encode nothing twice.",
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        rich_help_panel=MODEL,
+        help="Where memories are kept; unset: ~/.cache/xattn.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json/--text", help="One JSON document on stdout.")]
 

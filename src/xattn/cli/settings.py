@@ -22,7 +22,7 @@ from typing import Any
 
 from xattn.errors import UsageError
 
-COMMON = ("model", "device", "dtype", "offline", "threads", "seed")
+COMMON = ("model", "device", "dtype", "offline", "threads", "seed", "cache", "cache_dir")
 """Names that may stand at the top of a file, and in a variable without a command's name."""
 
 PER_CALL = ("json", "jsonl", "output", "stream", "chat")
@@ -54,15 +54,24 @@ class SettingsFile:
 
 def known_settings(command: Any) -> Known:
     """The options of each command that settings may give, read off typer's command tree."""
-    return {
-        name: {
+    known = {
+        "_".join(path): {
             parameter.name: bool(parameter.multiple)
             for parameter in child.params
             if parameter.param_type_name == "option" and parameter.name not in PER_CALL
         }
-        for name, child in command.commands.items()
-        if not hasattr(child, "commands")
+        for path, child in leaves(command)
     }
+    return {name: options for name, options in known.items() if options}
+
+
+def leaves(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with its names: ``("cache", "ls")``."""
+    for name, child in command.commands.items():
+        if hasattr(child, "commands"):
+            yield from leaves(child, *path, name)
+        else:
+            yield (*path, name), child
 
 
 def find_files(start: Path, environ: Mapping[str, str]) -> list[Path]:

@@ -17,6 +17,8 @@ from xattn.cli.loading import load_model
 from xattn.cli.options import (
     SAMPLING,
     SEARCH,
+    Cache,
+    CacheDir,
     Device,
     Dtype,
     Json,
@@ -31,6 +33,7 @@ from xattn.cli.options import (
     was_typed,
     whole_numbers,
 )
+from xattn.cli.stores import use_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
 
@@ -140,6 +143,8 @@ def transcribe(
     dtype: Dtype = "float32",
     offline: Offline = False,
     threads: Threads = None,
+    cache: Cache = True,
+    cache_dir: CacheDir = None,
     output_format: OutputFormat = "txt",
     output_dir: OutputDir = None,
     json: Json = False,
@@ -167,6 +172,8 @@ def transcribe(
     if output_dir is not None:
         _make(output_dir)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    if cache:
+        use_store(loaded, cache_dir)
     if jsonl is not None:
 
         def work(records: Sequence[Record]) -> list[Record]:

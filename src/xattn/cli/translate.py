@@ -10,6 +10,8 @@ from xattn.cli.loading import load_model
 from xattn.cli.options import (
     GENERATION,
     BatchSize,
+    Cache,
+    CacheDir,
     Device,
     Dtype,
     Json,
@@ -20,6 +22,7 @@ from xattn.cli.options import (
     Threads,
     takes,
 )
+from xattn.cli.stores import use_store
 from xattn.cli.texts import Work, as_record, require_one_input, run_jsonl, run_texts
 
 Texts = Annotated[
@@ -47,6 +50,8 @@ def translate(
     dtype: Dtype = "float32",
     offline: Offline = False,
     threads: Threads = None,
+    cache: Cache = True,
+    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
@@ -59,6 +64,8 @@ def translate(
     """
     require_one_input(texts, jsonl, output, what="TEXT")
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    if cache:
+        use_store(loaded, cache_dir)
 
     def work(records: Sequence[Record]) -> list[Record]:
         sources = [record["text"] for record in records]

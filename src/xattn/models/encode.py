@@ -6,7 +6,7 @@ Axes: S positions, D model width, M mel bins, F log-mel frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from xattn.errors import (
     SourceNotFoundError,
     UnreadableSourceError,
     UsageError,
+    require,
 )
 from xattn.inputs import audio
 from xattn.inputs.audio import Audio
+from xattn.inputs.chunks import chunks
 from xattn.inputs.text import Tokenizer, canonical_text
 from xattn.memory import Memory, MemoryKey, Span, SpanTable, bytes_of, digest_of
 from xattn.models.network import Network
@@ -27,6 +29,8 @@ from xattn.spec import AudioStemSpec
 
 LABEL_CHARACTERS = 40
 TEXT_PREPROCESSING = "text/1"
+TOKENS_AT_SEAMS = 4
+"""Tokens that a chunk may have more than its sentences one by one."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,58 @@ def prepare_texts(
                 inputs=encoded.ids,
                 spans=encoded.spans,
                 label=label,
+            )
+        )
+    return prepared
+
+
+def prepare_long_text(
+    network: Network, tokenizer: Tokenizer | None, source: TextSource, most: int
+) -> list[Prepared]:
+    """A text of any length in chunks of at most ``most`` tokens, each a memory of its own.
+
+    Chunks end where their sentences say (:mod:`xattn.inputs.chunks`), so that an edit changes its
+    own chunk only; spans count the characters of the whole text. Raises as :func:`prepare_texts`.
+    """
+    text = canonical_text(source.text)
+    if tokenizer is None or not text.strip():
+        return prepare_texts(network, tokenizer, [source])
+    side = tokenizer if source.language is None else tokenizer.for_language(source.language)
+    special = len(side.encode("").ids)
+
+    def count(piece: str) -> int:
+        return len(side.encode(piece).ids) - special
+
+    limit = network.spec.encoder.position.limit if network.spec.encoder is not None else None
+    room = min(most, limit or most) - special - TOKENS_AT_SEAMS
+    require(room >= 1, "max_positions", f"above {special + TOKENS_AT_SEAMS}", most)
+    prepared = []
+    for start, end in chunks(text, count, room):
+        if text[start:end].strip():
+            [piece] = prepare_texts(
+                network, tokenizer, [TextSource(text[start:end], source.language)]
+            )
+            bounds_S2 = SpanTable.of(piece.spans).bounds_S2 + start
+            prepared.append(replace(piece, spans=SpanTable(bounds_S2, "characters")))
+    return prepared
+
+
+def prepare_long_audio(network: Network, recording: Audio) -> list[Prepared]:
+    """A recording of any length in windows, one after the other; spans are its own seconds.
+
+    The first is the one that a transcription begins with; where its later ones begin depends on
+    what it hears.
+    """
+    stem = _stem(network)
+    mel_MF = audio.file_log_mel(recording.samples_T, stem.mel_bins)
+    total, prepared = mel_MF.shape[1], []
+    for start in range(0, total, stem.frames):
+        frames = min(stem.frames, total - start)
+        window_MF = audio.cut_window(mel_MF, start, frames, stem.frames)
+        times = (frames / audio.FRAMES_PER_SECOND, start / audio.FRAMES_PER_SECOND)
+        prepared.append(
+            prepare_mel_window(
+                network, window_MF, label=recording.label, seconds=times[0], start_seconds=times[1]
             )
         )
     return prepared

@@ -1,0 +1,134 @@
+"""``xattn encode``: sources into the store, so that nothing has to be encoded later."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn.cli.console import print_error, print_json, print_line
+from xattn.cli.failures import code_of
+from xattn.cli.jsonl import Record
+from xattn.cli.loading import load_model
+from xattn.cli.options import (
+    CacheDir,
+    Device,
+    Dtype,
+    Json,
+    JsonLines,
+    ModelName,
+    Offline,
+    Output,
+    Threads,
+)
+from xattn.cli.sizes import mebibytes
+from xattn.cli.stores import open_store
+from xattn.cli.texts import require_one_input, run_jsonl
+from xattn.errors import UsageError, XattnError
+
+if TYPE_CHECKING:
+    from xattn.model import Model
+    from xattn.store import MemoryStore
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FILE", help="Recordings, or text files; - reads one from stdin."),
+]
+MaxPositions = Annotated[
+    int, typer.Option(min=1, help="Tokens in a chunk of a long text, at most.")
+]
+SourceLanguage = Annotated[
+    str | None,
+    typer.Option("--source-language", "-s", help="Of a text, as the model names it."),
+]
+
+
+def encode(
+    sources: Sources = None,
+    *,
+    model: ModelName = "",
+    max_positions: MaxPositions = 512,
+    source_language: SourceLanguage = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    offline: Offline = False,
+    threads: Threads = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+    jsonl: JsonLines = None,
+    output: Output = "-",
+) -> None:
+    """Encode files into the store; what is there already is not encoded again.
+
+    Long texts are cut into chunks at sentence ends, long recordings into windows, and an edited
+    text encodes the chunks that changed. Records of --jsonl have a "source", the path of a file;
+    the output adds the keys, what was found, and what was encoded.
+    """
+    require_one_input(sources, jsonl, output, what="FILE")
+    store = open_store(cache_dir)
+    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    how: dict[str, Any] = {"max_positions": max_positions}
+    if source_language is not None:
+        how["language"] = source_language
+
+    def work(records: Sequence[Record]) -> list[Record]:
+        return [_encode_one(loaded, store, record["source"], how) for record in records]
+
+    if jsonl is not None:
+        options = how | {"encode": model, "dtype": dtype}
+        run_jsonl(jsonl, output, work, fields=["source"], options=options)
+        return
+    documents, worst = [], 0
+    for source in sources or []:
+        try:
+            report = _encode_one(loaded, store, source, how)
+        except XattnError as error:
+            worst = max(worst, code_of(error))
+            print_error(error)
+            continue
+        documents.append({"source": source} | report)
+        if not json:
+            print_line(_line(source, report))
+    if json and documents:
+        print_json(documents if len(sources or []) > 1 else documents[0])
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _encode_one(
+    model: "Model", store: "MemoryStore", source: Any, how: dict[str, Any]
+) -> dict[str, Any]:
+    if not isinstance(source, str):
+        raise UsageError(f"'source' must be the path of a file, but is {source!r}.")
+    started = time.perf_counter()
+    pieces = model.prepare_long(_content(model, source), **how)
+    before = model.counters.encoder_passes
+    memories = store.get_or_encode_prepared(model, pieces)
+    encoded = model.counters.encoder_passes - before
+    return {
+        "keys": [memory.key.digest for memory in memories],
+        "found": len(memories) - encoded,
+        "encoded": encoded,
+        "positions": sum(map(len, memories)),
+        "bytes": sum(memory.size_bytes for memory in memories),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _content(model: "Model", source: str) -> Any:
+    """What the model's encoder takes: a recording, or the text in a file."""
+    encoder = model.spec.encoder
+    if encoder is not None and encoder.modality == "audio":
+        return sys.stdin.buffer.read() if source == "-" else source
+    return sys.stdin.buffer.read().decode("utf-8") if source == "-" else Path(source)
+
+
+def _line(source: str, report: dict[str, Any]) -> str:
+    pieces = report["found"] + report["encoded"]
+    return (
+        f"{source}: {pieces} {'piece' if pieces == 1 else 'pieces'}, {report['encoded']} encoded, "
+        f"{report['found']} found; {report['positions']} positions, {mebibytes(report['bytes'])}, "
+        f"{report['seconds']:.2f} s"
+    )
