@@ -4,9 +4,9 @@
 
 Whisper tiny.en on 30 s of audio, and a random T5-small (the shape of google-t5/t5-small) at 512,
 2048 and 8192 tokens. Each run encodes, reads from the page cache through a store object that has
-never seen the entry (so that its digest is verified), and reads after the file's pages were dropped;
-the three are interleaved, and medians and ratios are reported. Then bytes: states in every codec
-with the error of each, and per-layer keys and values, for real shapes.
+never seen the entry (so that its digest is verified), and reads after the file's pages were
+dropped; the three are interleaved, and medians and ratios are reported. Then bytes: states in every
+codec with the error of each, and per-layer keys and values, for real shapes.
 
 Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
 """

@@ -33,8 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recording", nargs="?", default=HERE / "assets" / "recording.wav")
     parser.add_argument("--picture", default="out/attention.png", type=Path)
+    parser.add_argument("--no-cache", action="store_true", help="encode it again")
     arguments = parser.parse_args()
     whisper = xattn.load("whisper-tiny.en", offline=True)
+    if not arguments.no_cache:
+        whisper.store = xattn.MemoryStore()
     memory = transcribe(whisper, arguments.recording, arguments.picture)
     use_again(whisper, memory)
     answer_questions()
@@ -44,7 +47,7 @@ def main() -> None:
 def transcribe(model: xattn.Model, recording: str | Path, picture: Path) -> xattn.Memory:
     """Part 1: text, word times, and where the decoder looked."""
     heading(1, f"Transcribe {recording}")
-    memory = model.encode(recording)
+    memory = remember(model, recording)
     answer = model.generate(memory, word_timestamps=True)
     print(answer.text.strip())
     print()
@@ -54,6 +57,16 @@ def transcribe(model: xattn.Model, recording: str | Path, picture: Path) -> xatt
     samples = read_audio(recording).samples_T
     path = draw_word_attention(attention, answer, picture, samples_T=samples)
     print(f"\nWords against time: {path}")
+    return memory
+
+
+def remember(model: xattn.Model, recording: str | Path) -> xattn.Memory:
+    """The recording's memory: from the store where it was encoded before, else by one pass."""
+    if model.store is None:
+        return model.encode(recording)
+    memory = model.store.get_or_encode(model, recording)
+    if model.store.counters.hits:
+        print(f"Encoded by an earlier run, and read from {model.store.root}.\n")
     return memory
 
 
@@ -68,6 +81,8 @@ def use_again(model: xattn.Model, memory: xattn.Memory) -> None:
         print(f"  {name:<25} {took:5.2f} s  {text}")
     passes = model.counters.encoder_passes
     print(f"\nEncoder passes: {passes}, for {len(WAYS) + 1} generations.")
+    if passes:
+        print("The next run reads the memory from the store, and makes none.")
 
 
 def answer_questions() -> None:

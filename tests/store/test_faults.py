@@ -282,8 +282,10 @@ def test_flipped_bits_and_cuts_are_all_found(written, caplog):
 
 def test_a_payload_of_another_format_is_a_clean_miss(written):
     store, path, content = written
-    path.write_bytes(content.replace(b'\\"format\\": 1', b'\\"format\\": 7'))
-    assert path.read_bytes() != content
+    newer = content.replace(b'\\"format\\": 1', b'\\"format\\": 7')
+    newer = newer.replace(b'"format":"1"', b'"format":"7"')
+    assert sum(a != b for a, b in zip(newer, content, strict=True)) == 2
+    path.write_bytes(newer)
     assert store.get(key_of("a")) is None
     assert path.exists()
     assert store.counters.quarantined == 0

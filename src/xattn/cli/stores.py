@@ -1,7 +1,6 @@
 """The store of a command: where it is, and who may do without it."""
 
 import atexit
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +11,11 @@ if TYPE_CHECKING:
     from xattn.store import MemoryStore
 
 
-def default_directory() -> Path:
-    """``~/.cache/xattn``, or where ``XDG_CACHE_HOME`` says."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(home) / "xattn"
-
-
 def open_store(directory: Path | None) -> "MemoryStore":
-    """The store in ``directory``; raises what :class:`xattn.MemoryStore` raises."""
+    """The store in ``directory``, or the usual one; raises as :class:`xattn.MemoryStore`."""
     from xattn.store import MemoryStore
 
-    store = MemoryStore(directory or default_directory())
+    store = MemoryStore(directory)
     atexit.register(store.close)
     return store
 

@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,8 +116,9 @@ class Disk:
         """Remove what processes left that died while they wrote; how many files."""
         removed, now = 0, time.time()
         for partial in self.folder.glob(f"*/{files.PARTIAL}*"):
-            if now - partial.stat().st_mtime > PARTIAL_SECONDS:
-                removed += files.remove(partial)
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if now - partial.stat().st_mtime > PARTIAL_SECONDS:
+                    removed += files.remove(partial)
         return removed
 
 

@@ -3,6 +3,7 @@
 The file's metadata holds
 
 ``xattn``    JSON: format version, key, codec and its error, label, details, what encoding cost
+``format``   the format's version once more: a damaged one is not taken for a newer one
 ``digest``   over that JSON and every tensor, by the hash of the key
 ``mac``      the digest under the store's secret, where it has one
 
@@ -67,11 +68,16 @@ class Header:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
     @classmethod
-    def loads(cls, text: str) -> "Header":
-        """From JSON. Raises :class:`StoreFormatError` for another version of the format."""
+    def loads(cls, text: str, outer: str) -> "Header":
+        """From JSON. Raises :class:`StoreFormatError` for another version of the format.
+
+        ``outer`` is the version that the file gives outside of it.
+        """
         try:
             values = json.loads(text)
             version = values.pop("format")
+            if str(version) != outer:
+                raise CorruptEntryError("it gives two versions of its format.")
             if version != FORMAT:
                 raise StoreFormatError(
                     f"the payload has format {version}, and this xattn reads {FORMAT}."
@@ -121,7 +127,7 @@ def pack(
         error=error_of(memory.states_SD.detach().cpu(), decoded),
     ).dumps()
     digest = _digest(header, tensors, memory.key)
-    metadata = {"xattn": header, "digest": digest}
+    metadata = {"xattn": header, "format": str(FORMAT), "digest": digest}
     if secret is not None:
         metadata["mac"] = _mac(secret, digest, memory.key)
     return save(tensors, metadata)
@@ -141,7 +147,9 @@ class Payload:
         except ValueError as error:
             raise CorruptEntryError("the file is empty.") from error
         self._tensors, self._metadata = read_safetensors(content)
-        self.header = Header.loads(self._metadata.get("xattn", "null"))
+        self.header = Header.loads(
+            self._metadata.get("xattn", "null"), self._metadata.get("format", "")
+        )
 
     def verify(self, digest: str | None = None, secret: bytes | None = None) -> None:
         """Raise :class:`CorruptEntryError` unless this is the whole, unchanged payload.

@@ -117,7 +117,7 @@ class StoreCounters:
 
 
 class MemoryStore:
-    """Memories in the directory ``root``, for one tenant.
+    """Memories in the directory ``root`` (``~/.cache/xattn`` if not given), for one tenant.
 
     ``capacity_bytes`` is the budget of the local disk, for all tenants together, ``ram_bytes`` that
     of this process, ``quota_bytes`` this tenant's own; entries that save the fewest seconds of
@@ -136,7 +136,7 @@ class MemoryStore:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | None = None,
         *,
         capacity_bytes: int = DEFAULT_CAPACITY_BYTES,
         ram_bytes: int = DEFAULT_RAM_BYTES,
@@ -160,7 +160,7 @@ class MemoryStore:
         require(verify in Verification, "verify", f"one of {', '.join(Verification)}", verify)
         fits = ttl_seconds is None or (is_number(ttl_seconds) and ttl_seconds > 0)
         require(fits, "ttl_seconds", "above 0, or None", ttl_seconds)
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(default_root() if root is None else root).expanduser().absolute()
         self.capacity_bytes, self.quota_bytes = capacity_bytes, quota_bytes
         self.codec, self.verify_when, self.ttl_seconds = codec, verify, ttl_seconds
         self.tenant, self._secret = tenant, secret
@@ -612,6 +612,11 @@ class MemoryStore:
             uses, self._uses = dict(self._uses), Counter()
             self._touched = time.monotonic()
         self._indexed(lambda: self._index.touch(uses))
+
+
+def default_root() -> Path:
+    """``~/.cache/xattn``, or where ``XDG_CACHE_HOME`` says."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xattn"
 
 
 def _require_format(path: Path) -> None:
