@@ -35,6 +35,10 @@ class Span:
     unit: str
 
 
+KV_PREPROCESSING = "kv/1"
+"""Beginning of the preprocessing of memories that are keys and values."""
+
+
 class SpanTable(Sequence[Span]):
     """Spans of one unit as one tensor ``[S, 2]`` of starts and ends, float64."""
 
@@ -170,6 +174,11 @@ class Memory:
     def __len__(self) -> int:
         """Positions."""
         return self.states_SD.shape[0]
+
+    @property
+    def holds_kv(self) -> bool:
+        """Whether its states are a decoder-only model's own keys and values, layer after layer."""
+        return self.key.preprocessing.startswith(KV_PREPROCESSING)
 
     @property
     def modality(self) -> Modality:

@@ -43,7 +43,7 @@ from xattn.models.formats import read_checkpoint
 from xattn.models.network import Counters, Network
 from xattn.models.resolve import resolve
 from xattn.models.weights import Checkpoint
-from xattn.spec import EncoderSpec, Form, ModelSpec
+from xattn.spec import Form, ModelSpec
 from xattn.store import MemoryStore
 
 Source = Any
@@ -131,7 +131,8 @@ class Model:
         A text encoder takes a string, a :class:`~pathlib.Path` to a text file, or token ids; an
         audio encoder takes a path, the bytes of a file, a file object, or samples at
         ``sample_rate`` (16 kHz if not given). ``language`` is the source language of translation
-        models that have a token for it.
+        models that have a token for it. A decoder-only model reads a text itself: its memory is the
+        keys and values that a prompt then goes on from.
 
         Raises :class:`~xattn.errors.SourceError` where the source is missing, unreadable, empty or
         longer than one memory holds.
@@ -168,7 +169,7 @@ class Model:
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
-        if self._encoder.modality == "audio":
+        if self._reads_audio:
             require(
                 language is None,
                 "language",
@@ -196,8 +197,10 @@ class Model:
         edit changes its own chunk only. The pieces are attended to together:
         ``model.generate(store.get_or_encode_prepared(model, pieces))``.
         """
-        if self._encoder.modality == "audio":
+        if self._reads_audio:
             return prepare_long_audio(self.network, read_audio(source, sample_rate=sample_rate))
+        if self.spec.encoder is None:
+            return [self.prepare(source)]  # what goes on from it goes on from all of it
         text = TextSource(text_of(source), language)
         return prepare_long_text(self.network, self._tokenizer, text, max_positions)
 
@@ -455,7 +458,7 @@ class Model:
 
     def _own(self, memory: Memory) -> Memory:
         """``memory``; :class:`UsageError` if another encoder made it."""
-        if self.network.encoder is not None and memory.key.encoder != self.network.encoder_digest:
+        if memory.key.encoder != self.network.encoder_digest:
             raise UsageError(
                 f"{memory!r} was made by another encoder than that of {self.name}; "
                 "encode its source with this model."
@@ -465,14 +468,6 @@ class Model:
     @cached_property
     def _whisper(self) -> WhisperTokens:
         return WhisperTokens(self.tokenizer, self.spec.decoder.vocab_size)
-
-    @property
-    def _encoder(self) -> EncoderSpec:
-        if self.spec.encoder is None:
-            raise UsageError(
-                f"{self.name} is a decoder-only model: it has no encoder. Use generate(prompt=…)."
-            )
-        return self.spec.encoder
 
     @property
     def _reads_audio(self) -> bool:
@@ -493,8 +488,7 @@ class Model:
         """What to decode, and how; languages become tokens here."""
         vocab_size = self.spec.decoder.vocab_size
         if self.spec.encoder is None:
-            require(not memories, "memory", "left out for a decoder-only model", memories)
-            return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size))), settings
+            return self._continuation(memories, prompt), settings
         if not memories:
             raise UsageError(f"{self.name} is an encoder-decoder: `memory` must be given.")
         ids = [] if prompt is None else target_prefix(prompt, self._tokenizer, vocab_size)
@@ -518,6 +512,15 @@ class Model:
             return Request((self._decoder_start, token, *prefix), memories), settings
         settings = replace(settings, forced_bos_token_id=token)
         return Request((self._decoder_start,), memories), settings
+
+    def _continuation(self, memories: tuple[Memory, ...], prompt: Prompt | None) -> Request:
+        """What a decoder-only model goes on from: a prompt, or a prompt after one memory."""
+        bound = "at most one for a decoder-only model, which goes on from it"
+        require(len(memories) <= 1, "memory", bound, len(memories))
+        vocab_size = self.spec.decoder.vocab_size
+        if not memories or prompt is None:
+            return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size)))
+        return Request(tuple(target_prefix(prompt, self._tokenizer, vocab_size)), memories)
 
     @property
     def _decoder_start(self) -> int:

@@ -230,11 +230,14 @@ class DecoderSpec(StackSpec):
                 "use form='materialized'."
             )
 
+    @property
+    def kv_width(self) -> int:
+        """Numbers that one position takes in a memory of keys and values: those of all layers."""
+        return 2 * self.layers * self.self_attention.kv_heads * self.self_attention.head_width
+
     def self_cache_bytes(self, tokens: int, *, rows: int = 1, dtype: str = "float32") -> int:
         """Keys and values of ``tokens`` generated or prompted tokens in ``rows`` rows."""
-        attention = self.self_attention
-        per_token = 2 * self.layers * attention.kv_heads * attention.head_width
-        return rows * tokens * per_token * dtype_bytes(dtype)
+        return rows * tokens * self.kv_width * dtype_bytes(dtype)
 
     def cross_bytes(
         self, positions: int, *, form: Form = "materialized", dtype: str = "float32"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from making import Encoder, assert_same, key_of, memory_of
+from scale import times
 
 import xattn
 from xattn.errors import (
@@ -185,9 +186,10 @@ def test_entries_expire(tmp_path):
 
 def test_a_tenant_sees_its_own(tmp_path):
     """The same documents, and nothing of one is the other's."""
+    count = times(50, 1000)
     ours, theirs = (MemoryStore(tmp_path, tenant=name) for name in ("ours", "../theirs"))
-    digests = {ours.put(memory_of(str(n))) for n in range(50)}
-    assert all(theirs.get(key_of(str(n))) is None for n in range(50))
+    digests = {ours.put(memory_of(str(n))) for n in range(count)}
+    assert all(theirs.get(key_of(str(n))) is None for n in range(count))
     assert all(theirs.get(digest) is None for digest in digests)
     assert theirs.entries() == []
     with pytest.raises(EntryNotFoundError):
@@ -199,7 +201,7 @@ def test_a_tenant_sees_its_own(tmp_path):
     assert encoder.encoded == ["0"]
     assert {path.parent for path in tmp_path.rglob("tenants/*")} == {tmp_path / "tenants"}
     assert theirs.clear() == 1
-    assert len(ours.entries()) == 50
+    assert len(ours.entries()) == count
 
 
 def test_a_quota_is_the_tenants_own(tmp_path):

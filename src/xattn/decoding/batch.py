@@ -13,7 +13,7 @@ from torch import Tensor
 from xattn.decoding.request import Request
 from xattn.decoding.settings import DEFAULT_NEW_TOKENS, Settings
 from xattn.errors import PromptError, require
-from xattn.models.network import Attended
+from xattn.models.network import Attended, kv_positions
 from xattn.spec import Form, ModelSpec
 
 
@@ -65,7 +65,8 @@ def plan(spec: ModelSpec, requests: Sequence[Request], settings: Settings) -> Pl
     limits = []
     for request in requests:
         _check_tokens(request.prompt, spec.decoder.vocab_size)
-        limits.append(new_token_limit(len(request.prompt), settings, spec.decoder.position.limit))
+        before = len(request.prompt) + sum(map(kv_positions, request.memories))
+        limits.append(new_token_limit(before, settings, spec.decoder.position.limit))
     eos = spec.tokens.eos if settings.eos_token_id is None else settings.eos_token_id
     fits = all(0 <= token < spec.decoder.vocab_size for token in eos)
     require(fits, "eos_token_id", f"token ids below {spec.decoder.vocab_size}", eos)

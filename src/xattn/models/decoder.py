@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xattn.attention import Materialized, Segment, attend
+from xattn.attention import Materialized, Segment, attend, combine
 from xattn.errors import UnsupportedModelError
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
@@ -35,6 +35,7 @@ class DecoderLayer(nn.Module):
             self.cross_norm = make_norm(spec.norm, spec.width)
             self.cross_attn = Attention(spec.cross_attention, spec.width, spec.memory_width)
         self.crosses = spec.placement.layers[index]
+        self.goes_on = spec.cross_attention is None
         self.ffn_norm = make_norm(spec.norm, spec.width)
         self.ffn = FeedForward(spec.feed_forward, spec.width)
 
@@ -75,8 +76,11 @@ class DecoderLayer(nn.Module):
             k_RGTK = rotate(k_RGTK.transpose(1, 2), angles).transpose(1, 2)
         k_RGCK, v_RGCK = state.write(self.index, k_RGTK, attention.values(h_RTD))
         cache = Materialized(k_NGSK=k_RGCK, v_NGSK=v_RGCK)
-        out_RTHK, _ = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
-        return attention.output(out_RTHK)
+        own = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
+        if self.goes_on:
+            # A memory of keys and values is what came before: one more segment of the same softmax.
+            own = combine([own, *state.memory_parts(q_RTHK, self.index, attention.spec.scale)])
+        return attention.output(own[0])
 
     def _attend_memories(
         self, h_RTD: Tensor, state: DecodeState, probe: QueryProbe | None
@@ -146,7 +150,11 @@ class Decoder(nn.Module):
         """
         R, T = tokens_RT.shape
         state.reserve(T)
-        positions_RT = self._positions(state, T, tokens_RT.device)
+        places_RT = _counted(state.lengths, T, tokens_RT.device)
+        positions_RT = places_RT
+        if any(state.offsets):
+            starts = [a + b for a, b in zip(state.offsets, state.lengths, strict=True)]
+            positions_RT = _counted(starts, T, tokens_RT.device)
         x_RTD = self.embed(tokens_RT)
         if self.spec.embed_scale != 1.0:
             x_RTD = x_RTD * self.spec.embed_scale
@@ -154,7 +162,7 @@ class Decoder(nn.Module):
             x_RTD = x_RTD + self.positions(positions_RT)
         if self.spec.embedding_norm:
             x_RTD = self.embed_norm(x_RTD)
-        bias = self._self_bias(positions_RT, state, T)
+        bias = self._self_bias(places_RT, state, T)
         angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
         for layer in self.stack:
             x_RTD = layer(x_RTD, state, bias, angles, probe)
@@ -165,26 +173,27 @@ class Decoder(nn.Module):
         """[..., D] -> [..., V], float32."""
         return self.head(hidden, self.embed.weight)
 
-    def _positions(self, state: DecodeState, tokens: int, device: torch.device) -> Tensor:
-        """Positions of the new tokens: ``[1, T]`` where all rows agree, else ``[R, T]``."""
-        starts = state.lengths[:1] if state.uniform else state.lengths
-        return torch.tensor(starts, device=device)[:, None] + torch.arange(tokens, device=device)
-
-    def _self_bias(self, positions_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
+    def _self_bias(self, places_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
         """Causal mask and relative bias as one, ``[R|1, H|1, T, C]``; None if nothing is hidden."""
         relative = self.spec.position.kind == "relative"
         single = tokens == 1 and state.uniform
         if single and not relative:
             return None
-        keys_C = torch.arange(max(state.lengths) + tokens, device=positions_RT.device)
+        keys_C = torch.arange(max(state.lengths) + tokens, device=places_RT.device)
         dtype = self.embed.weight.dtype
-        bias = self.relative_bias(positions_RT, keys_C).to(dtype) if relative else None
+        bias = self.relative_bias(places_RT, keys_C).to(dtype) if relative else None
         if single:
             return bias
-        hidden_RTC = keys_C[None, None, :] > positions_RT[:, :, None]
+        hidden_RTC = keys_C[None, None, :] > places_RT[:, :, None]
         causal = torch.zeros(hidden_RTC.shape, dtype=dtype, device=keys_C.device)
         causal = causal.masked_fill_(hidden_RTC, float("-inf")).unsqueeze(1)
         return causal if bias is None else bias + causal
+
+
+def _counted(starts: Sequence[int], tokens: int, device: torch.device) -> Tensor:
+    """Places of new tokens: ``[1, T]`` where all rows agree on the first, else ``[R, T]``."""
+    agreed = starts[:1] if len(set(starts)) <= 1 else starts
+    return torch.tensor(agreed, device=device)[:, None] + torch.arange(tokens, device=device)
 
 
 class Head(nn.Module):

@@ -23,7 +23,15 @@ from xattn.inputs import audio
 from xattn.inputs.audio import Audio
 from xattn.inputs.chunks import chunks
 from xattn.inputs.text import Tokenizer, canonical_text
-from xattn.memory import Memory, MemoryKey, Span, SpanTable, bytes_of, digest_of
+from xattn.memory import (
+    KV_PREPROCESSING,
+    Memory,
+    MemoryKey,
+    Span,
+    SpanTable,
+    bytes_of,
+    digest_of,
+)
 from xattn.models.network import Network
 from xattn.spec import AudioStemSpec
 
@@ -83,7 +91,7 @@ def prepare_texts(
         if not text.strip():
             raise InvalidSourceError(f"the source text is empty ({text!r}); nothing to encode.")
         side = tokenizer if source.language is None else tokenizer.for_language(source.language)
-        encoded, how = side.encode(text), f"{TEXT_PREPROCESSING} {side.identity}"
+        encoded, how = side.encode(text), f"{_how(network, TEXT_PREPROCESSING)} {side.identity}"
         label = _label(text)
         _check_ids(network, encoded.ids, label)
         prepared.append(
@@ -177,7 +185,7 @@ def prepare_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> lis
         _check_ids(network, ids, label)
         prepared.append(
             Prepared(
-                key=_key(network, str(ids).encode(), "token-ids/1"),
+                key=_key(network, str(ids).encode(), _how(network, "token-ids/1")),
                 inputs=ids,
                 spans=SpanTable.even(len(ids), 1.0, "tokens"),
                 label=label,
@@ -241,9 +249,15 @@ def _prepared_mel(
 
 
 def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
-    """One memory for each; texts share one padded encoder pass."""
+    """One memory for each; texts share one padded encoder pass.
+
+    A model without an encoder reads each text alone, and its memory is keys and values.
+    """
     rows = [item.inputs for item in prepared if isinstance(item.inputs, list)]
-    of_tokens = iter(network.encode_tokens(rows) if rows else ())
+    if network.encoder is None:
+        of_tokens = iter([network.encode_kv(row) for row in rows])
+    else:
+        of_tokens = iter(network.encode_tokens(rows) if rows else ())
     return [
         item.memory(
             next(of_tokens)
@@ -255,11 +269,10 @@ def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
 
 
 def _check_ids(network: Network, ids: Sequence[int], label: str) -> None:
-    spec = network.spec.encoder
-    if spec is None or spec.vocab_size is None:
-        reads = "no source at all" if spec is None else f"{spec.modality}, not text"
-        raise UsageError(f"the encoder of this model reads {reads}.")
-    limit = spec.position.limit
+    spec = network.spec.encoder or network.spec.decoder
+    vocab_size, limit = spec.vocab_size, spec.position.limit
+    if vocab_size is None:
+        raise UsageError("the encoder of this model reads audio, not text.")
     if not ids:
         raise InvalidSourceError(f"the source {label!r} has 0 tokens; nothing to encode.")
     if limit is not None and len(ids) > limit:
@@ -267,18 +280,23 @@ def _check_ids(network: Network, ids: Sequence[int], label: str) -> None:
             f"the source {label!r} has {len(ids)} tokens, "
             f"but this encoder has {limit} positions; shorten or split it."
         )
-    strange = next((i for i in ids if not 0 <= i < spec.vocab_size), None)
+    strange = next((i for i in ids if not 0 <= i < vocab_size), None)
     if strange is not None:
         raise UsageError(
-            f"source token ids must be from 0 to {spec.vocab_size - 1}, but one is {strange}."
+            f"source token ids must be from 0 to {vocab_size - 1}, but one is {strange}."
         )
 
 
+def _how(network: Network, preprocessing: str) -> str:
+    """``preprocessing``, marked where what follows it makes keys and values."""
+    return preprocessing if network.encoder is not None else f"{KV_PREPROCESSING} {preprocessing}"
+
+
 def _key(network: Network, source: bytes | memoryview, preprocessing: str) -> MemoryKey:
-    assert network.spec.encoder is not None
+    encoder = network.spec.encoder
     return MemoryKey(
         source=digest_of(source, hash=network.hash),
-        modality=network.spec.encoder.modality,
+        modality="text" if encoder is None else encoder.modality,
         preprocessing=preprocessing,
         encoder=network.encoder_digest,
         dtype=str(network.dtype).removeprefix("torch."),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, bytes_of, digest_of
 from xattn.models.decoder import Decoder
@@ -64,17 +65,21 @@ class Network(nn.Module):
 
     @property
     def encoder_digest(self) -> str:
-        """Digest over the encoder: its spec and its weights; part of every memory's key.
+        """Digest over what makes memories, its spec and its weights; part of every memory's key.
+
+        That is the encoder, or the decoder of a model that has none.
 
         Taken again when a weight was replaced or changed, also behind autograd's back: adapters
         are merged with ``weight.data += …``, which only the numbers show.
         """
-        assert self.encoder is not None
-        stamp = _stamp(self.encoder)
+        maker: nn.Module = self.decoder if self.encoder is None else self.encoder
+        stamp = _stamp(maker)
         if self._encoder_digest is None or self._encoder_digest[0] != stamp:
             # Weights alone do not say how many heads they are cut into, or what eps a norm has.
-            parts: list[bytes | memoryview] = [repr(self.spec.encoder).encode()]
-            for name, weight in self.encoder.named_parameters():
+            parts: list[bytes | memoryview] = [
+                repr(self.spec.encoder or self.spec.decoder).encode()
+            ]
+            for name, weight in maker.named_parameters():
                 what = f"{name}{tuple(weight.shape)}{weight.dtype}"
                 parts += [what.encode(), bytes_of(weight.cpu())]
             self._encoder_digest = (stamp, digest_of(*parts, hash=self.hash))
@@ -99,6 +104,14 @@ class Network(nn.Module):
         return [states[:length].clone() for states, length in zip(states_NSD, lengths, strict=True)]
 
     @torch.no_grad()
+    def encode_kv(self, ids: Sequence[int]) -> Tensor:
+        """Token ids -> the decoder's own keys and values ``[S, L * 2 * G * K]``, to go on from."""
+        state = self.start([[]])
+        self.decoder.hidden(torch.tensor([list(ids)], device=self.device), state)
+        self.counters.encoder_passes += 1
+        return state.cached_SF()
+
+    @torch.no_grad()
     def encode_mel(self, mel_NMF: Tensor) -> Tensor:
         """Log-mel frames ``[N, M, F]`` -> states ``[N, F/2, D]``."""
         assert self.encoder is not None
@@ -118,12 +131,9 @@ class Network(nn.Module):
         :class:`Projection` of one memory is taken as it is.
         """
         depth = max((len(items) for items in attended), default=0)
-        require(
-            depth == 0 or self.spec.decoder.cross_attention is not None,
-            "memories",
-            "empty for a decoder without cross-attention",
-            depth,
-        )
+        if self.spec.decoder.cross_attention is None:
+            bound = "at most one for a decoder without cross-attention, which goes on from it"
+            require(depth <= 1, "memories", bound, depth)
         placed: dict[str, tuple[Projection, int]] = {}
         slots: list[Slot] = []
         for j in range(depth):
@@ -138,7 +148,10 @@ class Network(nn.Module):
             slots.append(
                 [Group(p, rows, members, len(attended)) for p, rows, members in held.values()]
             )
-        return DecodeState(self.spec.decoder, len(attended), slots, self.dtype, self.device)
+        offsets = [sum(map(kv_positions, items)) for items in attended]
+        return DecodeState(
+            self.spec.decoder, len(attended), slots, self.dtype, self.device, offsets
+        )
 
     @torch.inference_mode()
     def step(self, tokens_RT: Tensor, state: DecodeState, counts_R: Tensor | None = None) -> Tensor:
@@ -189,6 +202,22 @@ class Network(nn.Module):
         ]
         return torch.cat(pieces, dim=2).transpose(1, 2)
 
+    def _kv_segments(self, memory: Memory) -> tuple[Segment, ...]:
+        """Keys and values of each layer as views of the memory."""
+        attention, L = self.spec.decoder.self_attention, self.spec.decoder.layers
+        kv_SF = memory.states_SD.to(self.device, self.dtype)
+        shape = (len(memory), L, 2, attention.kv_heads, attention.head_width)
+        kv_L2GSK = kv_SF.view(shape).permute(1, 2, 3, 0, 4)
+        mask = None if memory.mask_S is None else memory.mask_S.to(self.device).unsqueeze(0)
+        return tuple(
+            Materialized(
+                k_NGSK=kv_L2GSK[layer, 0].unsqueeze(0),
+                v_NGSK=kv_L2GSK[layer, 1].unsqueeze(0),
+                mask_NS=mask,
+            )
+            for layer in range(L)
+        )
+
     def _place(
         self, items: Iterable[Attended], placed: dict[str, tuple[Projection, int]], form: Form
     ) -> None:
@@ -199,23 +228,37 @@ class Network(nn.Module):
                 placed.setdefault(_identity(item), (item, 0))
             elif _identity(item) not in placed:
                 waiting.setdefault(_identity(item), item)
-        for batch in _batches(list(waiting.values()), form):
+        alone = self.spec.decoder.cross_attention is None
+        for batch in _batches(list(waiting.values()), form, alone=alone):
             projection = self._project(batch, form)
             placed.update({_identity(memory): (projection, n) for n, memory in enumerate(batch)})
 
     def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
         require(form in ("materialized", "absorbed"), "form", "'materialized' or 'absorbed'", form)
-        width = self.spec.decoder.memory_width
+        width = self.spec.decoder.kv_width
+        if self.spec.decoder.cross_attention is not None:
+            width = self.spec.decoder.memory_width
         for memory in memories:
             if memory.width != width:
                 raise UsageError(
                     f"{memory!r} has width {memory.width}, "
                     f"but this decoder reads memories of width {width}."
                 )
-        states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
         self.counters.projections += len(memories)
+        if self.spec.decoder.cross_attention is None:
+            if form == "absorbed":
+                self.spec.decoder.require_absorbable()
+            [memory] = memories
+            return Projection(memories=(memory,), segments=self._kv_segments(memory), form=form)
+        states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
         segments = self.decoder.project(states_NSD, mask_NS, form)
         return Projection(memories=tuple(memories), segments=segments, form=form)
+
+
+def kv_positions(item: Attended) -> int:
+    """Positions that decoding goes on from: those of a memory of keys and values, else none."""
+    memories = item.memories if isinstance(item, Projection) else (item,)
+    return sum(len(memory) for memory in memories if memory.holds_kv)
 
 
 def _stamp(encoder: nn.Module) -> str:
@@ -236,12 +279,13 @@ def _identity(item: Attended) -> str:
     return f"{item.key.digest}-{digest_of(bytes_of(item.mask_S.cpu()))}"
 
 
-def _batches(memories: list[Memory], form: Form) -> list[list[Memory]]:
+def _batches(memories: list[Memory], form: Form, *, alone: bool) -> list[list[Memory]]:
     """Memories that are worth projecting together, in the order given.
 
-    Absorbed memories are read where they lie, each on its own, so that no state is copied.
+    Absorbed memories, and those of keys and values, are read where they lie, each ``alone``, so
+    that nothing is copied.
     """
-    if form == "absorbed" or len(memories) == 1:
+    if form == "absorbed" or alone or len(memories) == 1:
         return [[memory] for memory in memories]
     batches: list[list[Memory]] = []
     for memory in memories:

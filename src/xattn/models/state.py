@@ -132,10 +132,13 @@ class DecodeState:
         slots: Sequence[Slot],
         dtype: torch.dtype,
         device: torch.device,
+        offsets: Sequence[int] | None = None,
     ) -> None:
         attention = spec.self_attention
         self.spec, self.slots = spec, [list(slot) for slot in slots]
         self.lengths = [0] * rows
+        self.offsets = [0] * rows if offsets is None else list(offsets)
+        """Positions before the first token of each row: those of a memory that it goes on from."""
         shape = (spec.layers, 2, rows, attention.kv_heads, 0, attention.head_width)
         self._kv_L2RGCK = torch.empty(shape, dtype=dtype, device=device)
 
@@ -143,6 +146,12 @@ class DecodeState:
     def rows(self) -> int:
         """Sequences being decoded."""
         return len(self.lengths)
+
+    def cached_SF(self) -> Tensor:
+        """Keys and values of the only row, as a memory holds them: ``[S, L * 2 * G * K]``."""
+        assert self.rows == 1
+        kv_L2GSK = self._kv_L2RGCK[:, :, 0, :, : self.lengths[0]]
+        return kv_L2GSK.permute(3, 0, 1, 2, 4).flatten(1)
 
     @property
     def uniform(self) -> bool:
@@ -168,7 +177,7 @@ class DecodeState:
     def fresh(self) -> "DecodeState":
         """The same rows and memories, with no token seen yet."""
         kv = self._kv_L2RGCK
-        return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device)
+        return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device, self.offsets)
 
     def reorder(self, rows: Tensor) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
@@ -177,6 +186,7 @@ class DecodeState:
             return
         self._kv_L2RGCK = self._kv_L2RGCK.index_select(2, rows.to(self._kv_L2RGCK.device))
         self.lengths = [self.lengths[row] for row in order]
+        self.offsets = [self.offsets[row] for row in order]
         self.slots = [
             [moved for group in slot if (moved := group.select(order)) is not None]
             for slot in self.slots
@@ -245,6 +255,11 @@ class DecodeState:
 
         A row without any memory reads zeros.
         """
+        parts = self.memory_parts(q_RTHK, layer, scale)
+        return combine(parts)[0] if parts else torch.zeros_like(q_RTHK)
+
+    def memory_parts(self, q_RTHK: Tensor, layer: int, scale: float) -> list[Part]:
+        """What each group of memories gives all rows, to be merged; -inf where it gives nothing."""
         R, T = q_RTHK.shape[:2]
         parts: list[Part] = []
         for group in (group for slot in self.slots for group in slot):
@@ -253,7 +268,7 @@ class DecodeState:
             out, lse = attend(group.fold(q_RTHK), segment, scale=scale)
             out_RTHK = group.unfold(out, T, R, missing=0.0)
             parts.append((out_RTHK, group.unfold(lse, T, R, missing=float("-inf"))))
-        return combine(parts)[0] if parts else torch.zeros_like(q_RTHK)
+        return parts
 
     def memory_weights(
         self, q_RTHK: Tensor, layer: int, heads: Sequence[int], scale: float
