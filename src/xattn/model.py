@@ -3,15 +3,16 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from xattn.decoding.asking import Asker, Question
 from xattn.decoding.fallback import HeardWindow
-from xattn.decoding.prompts import Prompt, checked, target_prefix, token_ids_of, whole_prompt
+from xattn.decoding.prompts import Prompt, checked, token_ids_of
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.search import decode, stream
 from xattn.decoding.settings import Settings
@@ -20,7 +21,6 @@ from xattn.decoding.stopping import StopFilter
 from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
-from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.errors import CorruptCheckpointError, PromptError, UsageError, require
 from xattn.generation import Generation
 from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
@@ -40,8 +40,9 @@ from xattn.models.encode import (
     text_of,
 )
 from xattn.models.formats import read_checkpoint
-from xattn.models.network import Counters, Network
+from xattn.models.network import Attended, Counters, Network
 from xattn.models.resolve import resolve
+from xattn.models.state import Projection
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
 from xattn.store import MemoryStore
@@ -97,6 +98,8 @@ class Model:
         self.name = checkpoint.origin
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
+        self._asker = Asker(network, checkpoint.tokenizer, self.name)
+        self._pinned: dict[tuple[str, Form], tuple[str, Projection]] = {}
         self.store: MemoryStore | None = None
         """Where memories of raw sources are looked for, and kept; :meth:`encode` always encodes."""
 
@@ -113,9 +116,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; :class:`UsageError` where it has none."""
-        if self._tokenizer is None:
-            raise UsageError(f"{self.name} has no tokenizer; work with token ids instead of text.")
-        return self._tokenizer
+        return self._asker.tokenizer
 
     def __repr__(self) -> str:
         weights = f"{self.spec.parameters / 1e6:.1f}M parameters"
@@ -169,7 +170,7 @@ class Model:
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
-        if self._reads_audio:
+        if self._asker.reads_audio:
             require(
                 language is None,
                 "language",
@@ -197,7 +198,7 @@ class Model:
         edit changes its own chunk only. The pieces are attended to together:
         ``model.generate(store.get_or_encode_prepared(model, pieces))``.
         """
-        if self._reads_audio:
+        if self._asker.reads_audio:
             return prepare_long_audio(self.network, read_audio(source, sample_rate=sample_rate))
         if self.spec.encoder is None:
             return [self.prepare(source)]  # what goes on from it goes on from all of it
@@ -220,6 +221,20 @@ class Model:
         if self.store is None:
             return self.encode_prepared(prepared)
         return self.store.get_or_encode_prepared(self, prepared)
+
+    def pin_projection(self, memory: Memory, *, form: Form = "materialized") -> int:
+        """Keep what the decoder makes of ``memory``, so that no generation makes it again.
+
+        Worth its bytes, which are returned, for a memory that is in use all the time. It is let go
+        by :meth:`unpin_projection`, and made again where the decoder's weights have changed.
+        """
+        projection = self.network.project(self._own(memory), form=form)
+        self._pinned[memory.key.digest, form] = (self.network.decoder_stamp, projection)
+        return projection.size_bytes
+
+    def unpin_projection(self, memory: Memory, *, form: Form = "materialized") -> bool:
+        """Let a projection go; whether there was one."""
+        return self._pinned.pop((memory.key.digest, form), None) is not None
 
     # Generating
 
@@ -251,20 +266,28 @@ class Model:
         Raises :class:`~xattn.errors.UsageError` for a setting out of its bounds.
         """
         memories = self._memories(memory, language)
-        request, resolved = self._request(
-            memories, prompt, self._settings(settings), language, target_language, task
+        question = Question(
+            prompt=prompt, language=language, target_language=target_language, task=task
         )
-        hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
+        request, resolved = self._asker.request(memories, question, self._settings(settings))
+        request = self._with_pinned(request, form)
+        with self._in_use(memories):
+            hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
         answer = self._generation(request, hypotheses)
         if not word_timestamps:
             return answer
         bound = "True only with one memory of an audio model"
-        require(self._reads_audio and len(memories) == 1, "word_timestamps", bound, word_timestamps)
-        start = speech_start(self.network, self._whisper, memories[0], language, task)
+        require(
+            self._asker.reads_audio and len(memories) == 1,
+            "word_timestamps",
+            bound,
+            word_timestamps,
+        )
+        start = speech_start(self.network, self._asker.whisper, memories[0], language, task)
 
         def timed(one: Generation) -> Generation:
             tokens = (request.prompt, one.tokens)
-            words = spoken_words(self.network, self._whisper, memories[0], start, *tokens)
+            words = spoken_words(self.network, self._asker.whisper, memories[0], start, *tokens)
             return replace(one, words=words_within(words, one.text))
 
         others = tuple(timed(other) for other in answer.alternatives)
@@ -297,14 +320,16 @@ class Model:
         held = self._memories_of_batch(memories, language) if memories is not None else [()] * count
         wanted = list(prompts) if prompts is not None else [None] * count
         given = self._settings(settings)
+        question = Question(language=language, target_language=target_language, task=task)
         pairs = [
-            self._request(memory, prompt, given, language, target_language, task)
+            self._asker.request(memory, replace(question, prompt=prompt), given)
             for memory, prompt in zip(held, wanted, strict=True)
         ]
         if not pairs:
             return []
-        requests, resolved = [request for request, _ in pairs], pairs[0][1]
-        answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
+        requests, resolved = [self._with_pinned(one, form) for one, _ in pairs], pairs[0][1]
+        with self._in_use([memory for memories in held for memory in memories]):
+            answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
         return [self._generation(*pair) for pair in zip(requests, answers, strict=True)]
 
     def stream(
@@ -326,7 +351,10 @@ class Model:
         alone = {"num_beams": 1, "num_return_sequences": 1}
         given = self._settings(alone | settings)
         memories = self._memories(memory, language)
-        request, resolved = self._request(memories, prompt, given, language, target_language, task)
+        question = Question(
+            prompt=prompt, language=language, target_language=target_language, task=task
+        )
+        request, resolved = self._asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
         tokens = stream(self.network, request, resolved, self._tokenizer, form=form)
         return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings))
@@ -393,17 +421,15 @@ class Model:
 
         Empty for an English-only model.
         """
-        if not self._whisper.multilingual:
+        if not self._asker.whisper.multilingual:
             return {}
-        return HeardWindow(self.network, memory).languages(self._whisper)
+        return HeardWindow(self.network, memory).languages(self._asker.whisper)
 
     def start_tokens(
         self, memory: Memory, *, language: str | None = None, task: str = "transcribe"
     ) -> tuple[int, ...]:
         """Decoder tokens that :meth:`generate` puts before a transcript or translation."""
-        if self._reads_audio:
-            return speech_start(self.network, self._whisper, memory, language, task).tokens
-        return (self._decoder_start,)
+        return self._asker.start_tokens(memory, language, task)
 
     # Looking
 
@@ -448,7 +474,7 @@ class Model:
         """Each entry as memories; sources among them are encoded in one call."""
         groups = [_entry_items(entry) for entry in entries]
         raw = [item for group in groups for item in group if not isinstance(item, Memory)]
-        source_language = None if self._reads_audio else language
+        source_language = None if self._asker.reads_audio else language
         prepared = self.prepare_batch(raw, language=source_language) if raw else []
         encoded = iter(self._remembered(prepared) if prepared else ())
         return [
@@ -465,84 +491,31 @@ class Model:
             )
         return memory
 
-    @cached_property
-    def _whisper(self) -> WhisperTokens:
-        return WhisperTokens(self.tokenizer, self.spec.decoder.vocab_size)
+    def _with_pinned(self, request: Request, form: Form) -> Request:
+        """``request`` with the projections that are kept in the place of their memories."""
+        if not self._pinned:
+            return request
+        return replace(request, memories=tuple(self._kept(m, form) for m in request.memories))
 
-    @property
-    def _reads_audio(self) -> bool:
-        return self.spec.encoder is not None and self.spec.encoder.modality == "audio"
+    def _kept(self, memory: Attended, form: Form) -> Attended:
+        if not isinstance(memory, Memory) or memory.mask_S is not None:
+            return memory
+        stamp, projection = self._pinned.get((memory.key.digest, form), ("", None))
+        if projection is None:
+            return memory
+        if stamp != self.network.decoder_stamp:
+            self.pin_projection(memory, form=form)
+            _, projection = self._pinned[memory.key.digest, form]
+        return projection
+
+    def _in_use(self, memories: Sequence[Memory]) -> AbstractContextManager[None]:
+        """While it lasts, the store evicts none of them."""
+        if self.store is None:
+            return nullcontext()
+        return self.store.lease(*{memory.key.digest for memory in memories})
 
     def _settings(self, given: Mapping[str, Any]) -> Settings:
         return Settings.resolve(self.generation_config, **given)
-
-    def _request(
-        self,
-        memories: tuple[Memory, ...],
-        prompt: Prompt | None,
-        settings: Settings,
-        language: str | None,
-        target_language: str | None,
-        task: str,
-    ) -> tuple[Request, Settings]:
-        """What to decode, and how; languages become tokens here."""
-        vocab_size = self.spec.decoder.vocab_size
-        if self.spec.encoder is None:
-            return self._continuation(memories, prompt), settings
-        if not memories:
-            raise UsageError(f"{self.name} is an encoder-decoder: `memory` must be given.")
-        ids = [] if prompt is None else target_prefix(prompt, self._tokenizer, vocab_size)
-        declared = self.spec.tokens.decoder_start
-        if self._reads_audio:
-            if ids and ids[0] == declared:
-                return Request(tuple(ids), memories), settings
-            start = self.start_tokens(memories[0], language=language, task=task)
-            return Request((*start, *ids), memories), settings
-        if ids and ids[0] == declared and target_language is None:
-            return Request(tuple(ids), memories), settings
-        prefix = ids[1:] if ids and ids[0] == declared else ids
-        if target_language is None:
-            return Request((self._decoder_start, *prefix), memories), settings
-        token = self._language_token(target_language)
-        if self.tokenizer.language_starts_decoding:
-            return Request((token, *prefix), memories), settings
-        if prefix:
-            # The language comes before the prefix, and so can no longer be forced after it.
-            settings = replace(settings, forced_bos_token_id=None)
-            return Request((self._decoder_start, token, *prefix), memories), settings
-        settings = replace(settings, forced_bos_token_id=token)
-        return Request((self._decoder_start,), memories), settings
-
-    def _continuation(self, memories: tuple[Memory, ...], prompt: Prompt | None) -> Request:
-        """What a decoder-only model goes on from: a prompt, or a prompt after one memory."""
-        bound = "at most one for a decoder-only model, which goes on from it"
-        require(len(memories) <= 1, "memory", bound, len(memories))
-        vocab_size = self.spec.decoder.vocab_size
-        if not memories or prompt is None:
-            return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size)))
-        return Request(tuple(target_prefix(prompt, self._tokenizer, vocab_size)), memories)
-
-    @property
-    def _decoder_start(self) -> int:
-        start = self.spec.tokens.decoder_start
-        if start is None:
-            raise UsageError(
-                f"{self.name} names no decoder start token: give `target_language`, whose token it "
-                "begins with, or decode with a checkpoint that names one."
-            )
-        return start
-
-    def _language_token(self, language: str) -> int:
-        languages = self.tokenizer.languages
-        if not languages:
-            raise UsageError(
-                f"{self.name} has no language tokens, so `target_language` must be left out; "
-                "its language is fixed, or named in the source text."
-            )
-        require(
-            language in languages, "target_language", f"one of {', '.join(languages)}", language
-        )
-        return languages[language]
 
     def _generation(self, request: Request, hypotheses: Sequence[Hypothesis]) -> Generation:
         first, *others = [

@@ -246,7 +246,7 @@ def test_an_index_that_is_locked(tmp_path, monkeypatch, caplog):
     assert encoder.encoded == ["before", "a", "b", "c"]
     assert len(caplog.records) == 1
     assert store.counters.failures > 0
-    monkeypatch.setattr(store, "_index_rests_until", 0.0)
+    monkeypatch.setattr(store._tiers, "_index_rests_until", 0.0)
     store.get_or_encode(encoder, "after")
     assert {row.label for row in store.entries()} == {"before", "a", "b", "c", "after"}
 

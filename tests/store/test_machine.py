@@ -83,7 +83,7 @@ class StoreIsADict(RuleBasedStateMachine):
 
     @rule(name=NAMES, place=st.integers(0, 10**6))
     def damage(self, name, place):
-        path = self.store._disk.path(self.digest(name))
+        path = self.store._tiers.disk.path(self.digest(name))
         if path.exists():
             content = bytearray(path.read_bytes())
             content[place % len(content)] ^= 0x10

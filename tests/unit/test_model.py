@@ -325,3 +325,26 @@ def test_a_checkpoint_that_cannot_be_obeyed_says_so_when_it_is_loaded(tmp_path, 
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     with pytest.raises(xattn.CorruptCheckpointError, match="generation config cannot be obeyed"):
         xattn.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_a_pinned_projection_is_made_once(tmp_path, form):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    memory = model.encode(SOURCE)
+    plain = model.generate(memory, num_beams=3, form=form)
+    size = model.pin_projection(memory, form=form)
+    assert size == model.spec.decoder.cross_bytes(len(memory), form=form)
+    before = model.counters.projections
+    assert model.generate(memory, num_beams=3, form=form) == plain
+    both = model.generate_batch([memory, model.encode([5, 9])], num_beams=3, form=form)
+    assert both[0].tokens == plain.tokens
+    assert model.counters.projections == before + 1
+    with torch.no_grad():
+        for layer in model.network.decoder.layers:
+            layer.cross_attn.v.weight.add_(0.5)
+    changed = model.generate(memory, num_beams=3, form=form)
+    assert model.counters.projections == before + 2
+    assert model.unpin_projection(memory, form=form)
+    assert not model.unpin_projection(memory, form=form)
+    assert model.generate(memory, num_beams=3, form=form) == changed

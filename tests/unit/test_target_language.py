@@ -6,6 +6,8 @@ import pytest
 import tiny
 
 import xattn
+from xattn.decoding import Settings
+from xattn.decoding.asking import Asker, Question
 from xattn.errors import UsageError
 
 SOURCE = [5, 6, 7, 2]
@@ -27,41 +29,38 @@ def model(tmp_path) -> xattn.Model:
     return xattn.load(tmp_path)
 
 
-def request(model, prompt=None, language=None, **settings):
-    memory = model.encode(SOURCE)
-    resolved = model._settings(settings)
-    return model._request((memory,), prompt, resolved, None, language, "transcribe")
+def request(model, codes, prompt=None, language=None, **settings):
+    question = Question(prompt=prompt, target_language=language)
+    asker = Asker(model.network, codes, model.name)
+    return asker.request((model.encode(SOURCE),), question, Settings.resolve({}, **settings))
 
 
 def test_it_is_forced_after_the_start_token(model):
-    model._tokenizer = Codes(starts=False)
-    found, settings = request(model, language="ro_RO")
+    found, settings = request(model, Codes(starts=False), language="ro_RO")
     assert (found.prompt, settings.forced_bos_token_id) == ((2,), 50)
 
 
 @pytest.mark.parametrize("prompt", [[7, 8], [2, 7, 8]])
 def test_it_comes_before_a_prefix(model, prompt):
-    model._tokenizer = Codes(starts=False)
-    found, settings = request(model, prompt, "ro_RO", forced_bos_token_id=51)
+    codes = Codes(starts=False)
+    found, settings = request(model, codes, prompt, "ro_RO", forced_bos_token_id=51)
     assert (found.prompt, settings.forced_bos_token_id) == ((2, 50, 7, 8), None)
 
 
 @pytest.mark.parametrize(("prompt", "want"), [(None, (51,)), ([7, 8], (51, 7, 8))])
 def test_mbart_begins_with_it(model, prompt, want):
-    model._tokenizer = Codes(starts=True)
-    assert request(model, prompt, "en_XX")[0].prompt == want
+    assert request(model, Codes(starts=True), prompt, "en_XX")[0].prompt == want
 
 
 def test_a_checkpoint_without_a_start_token_asks_for_it(model):
     tokens = replace(model.spec.tokens, decoder_start=None)
     model.network.spec = replace(model.spec, tokens=tokens)
-    model._tokenizer = Codes(starts=True)
+    codes = Codes(starts=True)
     with pytest.raises(UsageError, match="names no decoder start token: give `target_language`"):
-        request(model)
-    assert request(model, language="ro_RO")[0].prompt == (50,)
+        request(model, codes)
+    assert request(model, codes, language="ro_RO")[0].prompt == (50,)
 
 
 def test_an_unknown_one_is_refused(model):
-    model._tokenizer = Codes(starts=False)
     with pytest.raises(UsageError, match=r"`target_language` must be one of ro_RO, en_XX"):
-        request(model, language="xx_XX")
+        request(model, Codes(starts=False), language="xx_XX")

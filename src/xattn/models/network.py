@@ -85,6 +85,11 @@ class Network(nn.Module):
             self._encoder_digest = (stamp, digest_of(*parts, hash=self.hash))
         return self._encoder_digest[1]
 
+    @property
+    def decoder_stamp(self) -> str:
+        """Changes whenever a weight of the decoder does, and what it projected is stale."""
+        return _stamp(self.decoder)
+
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token ids of N sources -> their states, ``[S, D]`` each."""
@@ -261,9 +266,9 @@ def kv_positions(item: Attended) -> int:
     return sum(len(memory) for memory in memories if memory.holds_kv)
 
 
-def _stamp(encoder: nn.Module) -> str:
+def _stamp(maker: nn.Module) -> str:
     """Changes whenever a weight does, for the price of looking at some numbers of each."""
-    weights = [weight.detach() for weight in encoder.parameters()]
+    weights = [weight.detach() for weight in maker.parameters()]
     seen = [w.view(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
     places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
     numbers = torch.cat([part.float() for part in seen]).cpu()

@@ -2,6 +2,7 @@
 
 from xattn.store.codecs import CODECS
 from xattn.store.index import Row
-from xattn.store.store import MemoryStore, StoreCounters
+from xattn.store.store import MemoryStore
+from xattn.store.tiers import StoreCounters
 
 __all__ = ["CODECS", "MemoryStore", "Row", "StoreCounters"]

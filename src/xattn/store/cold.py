@@ -94,7 +94,7 @@ class Cold:
     def _make_room(self, capacity_bytes: int) -> None:
         """Remove those written longest ago until the rest fits."""
         found: dict[str, dict[str, Any]] = self._system.find(self._base, detail=True)
-        held = sorted(found.values(), key=lambda entry: str(entry.get("created") or entry["name"]))
+        held = sorted(found.values(), key=_age)
         size = sum(int(entry["size"]) for entry in held)
         for entry in held:
             if size <= capacity_bytes:
@@ -107,3 +107,9 @@ class Cold:
 
     def _unavailable(self, error: Exception) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.url}: {str(error) or type(error).__name__}.")
+
+
+def _age(entry: dict[str, Any]) -> str:
+    """When an object was written, as file systems say it; equal kinds sort by time."""
+    written = entry.get("created") or entry.get("LastModified") or entry.get("updated")
+    return str(written or entry["name"])

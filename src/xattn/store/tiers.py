@@ -1,0 +1,247 @@
+"""Where a memory may be, from near to far, and what happens where a place does not answer."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from xattn.errors import CorruptEntryError, StoreError, StoreUnavailableError
+from xattn.memory import Memory
+from xattn.store import files
+from xattn.store.cold import Cold
+from xattn.store.disk import Disk, Stamp, every_row
+from xattn.store.index import Index, Row
+from xattn.store.ram import Ram
+
+log = logging.getLogger("xattn.store")
+
+INDEX_REST_SECONDS = 5.0
+"""An index that did not answer is left in peace so long."""
+TOUCH_SECONDS = 5.0
+"""Uses are noted in the index this often, and when the store is closed."""
+
+Verify = Literal["always", "first", "never"]
+
+
+@dataclass
+class StoreCounters:
+    """What one :class:`MemoryStore` object has done."""
+
+    ram_hits: int = 0
+    disk_hits: int = 0
+    cold_hits: int = 0
+    misses: int = 0
+    puts: int = 0
+    evictions: int = 0
+    expired: int = 0
+    quarantined: int = 0
+    """Entries that were not what was written, set aside."""
+    failures: int = 0
+    """Times that the disk, the index or a tier did not answer and was done without."""
+    encode_seconds_saved: float = 0.0
+
+    @property
+    def hits(self) -> int:
+        """Memories that were given back and not encoded."""
+        return self.ram_hits + self.disk_hits + self.cold_hits
+
+
+class Tiers:
+    """The places of one store: RAM, disk with its index, and a shared one.
+
+    A read goes from near to far and fills what it passed; a write is on the disk before it is
+    acknowledged. Raises :class:`StoreUnavailableError` where the disk does not answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        ram: Ram,
+        cold: Cold | None,
+        capacity_bytes: int,
+        quota_bytes: int | None,
+        secret: bytes | None,
+        verify: Verify,
+    ) -> None:
+        self.disk, self.ram, self.cold = disk, ram, cold
+        self.root = disk.root
+        self.index = Index(self.root / "index.sqlite", lambda: every_row(self.root))
+        self.capacity_bytes, self.quota_bytes = capacity_bytes, quota_bytes
+        self.verify_when, self._secret = verify, secret
+        self.counters = StoreCounters()
+        self._verified: dict[str, Stamp] = {}
+        self._uses: Counter[str] = Counter()
+        self._touched = time.monotonic()
+        self._warned: set[str] = set()
+        self._index_rests_until = 0.0
+        self._index_is_behind = False
+        self._lock = threading.Lock()
+
+    def find(self, digest: str) -> Memory | None:
+        """The memory from the nearest place that has it, or None."""
+        memory = self.ram.get(digest, time.time())
+        if memory is not None:
+            self.counters.ram_hits += 1
+            self._note_use(digest)
+            return memory
+        memory = self._read(digest)
+        if memory is not None:
+            self.counters.disk_hits += 1
+            self._note_use(digest)
+            return memory
+        return self._fetch(digest)
+
+    def _read(self, digest: str, *, from_afar: bool = False) -> Memory | None:
+        """The memory on the local disk, or None; what is not what was written is set aside.
+
+        What has just come ``from_afar`` is verified whatever the setting.
+        """
+        try:
+            found = self.disk.open(digest)
+            if found is None:
+                return None
+            payload, stamp = found
+            expires = payload.header.expires
+            if expires is not None and expires < time.time():
+                self.counters.expired += 1
+                return None
+            if from_afar or self._must_verify(digest, stamp):
+                payload.verify(digest, self._secret)
+                self._verified[digest] = stamp
+            memory = payload.memory()
+        except CorruptEntryError as error:
+            self.set_aside(digest, error)
+            return None
+        except OSError as error:
+            raise files.unavailable(self.disk.path(digest), error) from error
+        self.counters.encode_seconds_saved += payload.header.encode_seconds
+        self.ram.put(digest, memory, expires)
+        return memory
+
+    def _must_verify(self, digest: str, stamp: Stamp) -> bool:
+        if self.verify_when == "first":
+            return self._verified.get(digest) != stamp
+        return self.verify_when == "always"
+
+    def _fetch(self, digest: str) -> Memory | None:
+        """The memory of the shared tier, kept on the disk from now on, or None."""
+        if self.cold is None:
+            return None
+        content = self.cold.get(digest)
+        if content is None:
+            return None
+        self.keep(digest, content)
+        memory = self._read(digest, from_afar=True)
+        if memory is None:
+            self.cold.remove(digest)
+        else:
+            self.counters.cold_hits += 1
+        return memory
+
+    def keep(self, digest: str, content: bytes) -> None:
+        """Put a payload on the disk and into the index, and make room for it."""
+        with files.answering(self.disk.path(digest)):
+            self.disk.write(digest, content)
+        self.forget(digest)
+        row = self.disk.row(digest)
+        if row is not None:
+            self.indexed(lambda: self.index.put([row]))
+        self.indexed(self.make_room)
+
+    def make_room(self) -> None:
+        """Evict until the budgets hold, or nothing is left that may go."""
+        for tenant, budget in ((self.disk.tenant, self.quota_bytes), (None, self.capacity_bytes)):
+            if budget is None:
+                continue
+            tried: set[str] = set()
+            while self.index.size_bytes(tenant) > budget:
+                rows = self.index.cheapest(tenant, limit=len(tried) + 64)
+                row = next((row for row in rows if row.digest not in tried), None)
+                if row is None:
+                    break
+                tried.add(row.digest)
+                self.evict(row)
+
+    def evict(self, row: Row, *, expired: bool = False) -> bool:
+        """Remove an entry of any tenant, unless it is pinned or leased; whether it is gone."""
+        disk = Disk(self.root, row.tenant)
+        if disk.is_pinned(row.digest) and not expired:
+            return False
+        if not files.remove_unless_leased(disk.path(row.digest)):
+            return False
+        self.index.evicted(row.digest)
+        self.forget(row.digest)
+        if expired:
+            self.counters.expired += 1
+        else:
+            self.counters.evictions += 1
+        return True
+
+    def forget(self, digest: str) -> None:
+        """Hold nothing of an entry in this process."""
+        self.ram.drop(digest)
+        self._verified.pop(digest, None)
+
+    def set_aside(self, digest: str, error: CorruptEntryError) -> None:
+        """Quarantine an entry that is not what was written."""
+        self.counters.quarantined += 1
+        self.forget(digest)
+        with files.answering(self.disk.quarantine_folder):
+            target = self.disk.quarantine(digest)
+        log.warning("entry %s was set aside, and is encoded again: %s (%s)", digest, error, target)
+        self.indexed(lambda: self.index.remove([digest]))
+
+    def catch_up(self) -> None:
+        """Make the index agree with this tenant's payloads."""
+        known = {row.digest for row in self.index.rows(self.disk.tenant)}
+        present = set(self.disk.digests())
+        self.index.remove(known - present)
+        lost = [self.disk.row(digest) for digest in present - known]
+        self.index.put([row for row in lost if row is not None])
+
+    def do_without(self, error: StoreError) -> None:
+        """Count a failure, and say so the first time."""
+        self.counters.failures += 1
+        kind = type(error).__name__
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("the memory store does not answer and is done without: %s", error)
+
+    def indexed(self, work: Callable[[], None]) -> None:
+        """Do what needs the index; without it the entry is there all the same.
+
+        One that does not answer is left in peace for a while, and told later what it missed.
+        """
+        if time.monotonic() < self._index_rests_until:
+            self.counters.failures += 1
+            return
+        try:
+            if self._index_is_behind:
+                self.catch_up()
+                self._index_is_behind = False
+            work()
+        except StoreUnavailableError as error:
+            self._index_rests_until = time.monotonic() + INDEX_REST_SECONDS
+            self._index_is_behind = True
+            self.do_without(error)
+        except OSError as error:
+            self.do_without(files.unavailable(self.root, error))
+
+    def _note_use(self, digest: str) -> None:
+        with self._lock:
+            self._uses[digest] += 1
+        self.note_uses(at_once=False)
+
+    def note_uses(self, *, at_once: bool) -> None:
+        """Tell the index what was used, ``at_once`` or if it was not told for a while."""
+        with self._lock:
+            late = time.monotonic() - self._touched > TOUCH_SECONDS
+            if not self._uses or not (at_once or late):
+                return
+            uses, self._uses = dict(self._uses), Counter()
+            self._touched = time.monotonic()
+        self.indexed(lambda: self.index.touch(uses))
