@@ -16,6 +16,7 @@ import xattn
 from xattn.errors import (
     CorruptEntryError,
     EntryNotFoundError,
+    StoreError,
     StoreFormatError,
     StoreUnavailableError,
     UnsafeStoreError,
@@ -372,3 +373,34 @@ def test_a_bundle_that_lies_is_refused(store, tmp_path):
             other.import_bundle(io.BytesIO(content[:cut]))
     with pytest.raises(EntryNotFoundError):
         store.export(["f" * 64], io.BytesIO())
+
+
+def test_a_loss_is_chosen_by_who_reads(tmp_path):
+    encoder = Encoder()
+    coarse = MemoryStore(tmp_path, codec="int4").get_or_encode(encoder, "a")
+    assert not torch.equal(coarse.states_SD, memory_of("a").states_SD)
+    fine = MemoryStore(tmp_path).get_or_encode(encoder, "a")
+    assert torch.equal(fine.states_SD, memory_of("a").states_SD)
+    assert encoder.encoded == ["a", "a"]
+    # What lost nothing is good enough for everybody.
+    MemoryStore(tmp_path, codec="int4").get_or_encode(encoder, "a")
+    assert encoder.encoded == ["a", "a"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_first_time_is_no_better_than_the_next(tmp_path, codec):
+    encoder = Encoder()
+    first = MemoryStore(tmp_path, codec=codec).get_or_encode(encoder, "a")
+    again = MemoryStore(tmp_path, codec=codec).get_or_encode(encoder, "a")
+    assert torch.equal(first.states_SD, again.states_SD)
+    assert encoder.encoded == ["a"]
+
+
+@pytest.mark.parametrize(("value", "codec"), [(1e5, "float16"), (float("nan"), "int8")])
+def test_what_a_codec_cannot_hold_is_not_kept(tmp_path, value, codec):
+    memory = memory_of("a")
+    memory.states_SD[2, 3] = value
+    store = MemoryStore(tmp_path, codec=codec)
+    with pytest.raises(StoreError, match=f"cannot be kept as {codec}"):
+        store.put(memory)
+    assert store.entries() == []

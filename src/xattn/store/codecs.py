@@ -83,6 +83,12 @@ def decode(tensors: Mapping[str, Tensor], codec: str, width: int, dtype: torch.d
     return wide_SNG.flatten(1)[:, :width].to(dtype)
 
 
+def through(states_SD: Tensor, codec: CodecName) -> Tensor:
+    """The states as they come back from a store with this codec."""
+    width, dtype = states_SD.shape[1], states_SD.dtype
+    return decode(encode(states_SD, codec), codec, width, dtype).to(states_SD.device)
+
+
 def error_of(states_SD: Tensor, decoded_SD: Tensor) -> CodecError:
     """How far ``decoded_SD`` is from ``states_SD``."""
     want, difference = states_SD.double(), decoded_SD.double() - states_SD.double()

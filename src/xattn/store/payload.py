@@ -26,7 +26,7 @@ from blake3 import blake3
 from safetensors.torch import save
 from torch import Tensor
 
-from xattn.errors import CorruptEntryError, StoreFormatError, is_whole
+from xattn.errors import CorruptEntryError, StoreError, StoreFormatError, is_whole
 from xattn.memory import Memory, MemoryKey, SpanTable, bytes_of, digest_of
 from xattn.store import files
 from xattn.store.codecs import CODECS, FLOATS, CodecError, CodecName, decode, encode, error_of
@@ -62,6 +62,10 @@ class Header:
     expires: float | None
     """Unix time after which it is no longer given back."""
     error: CodecError
+
+    def serves(self, codec: CodecName) -> bool:
+        """Whether someone who chose ``codec`` may have it: it is theirs, or nothing was lost."""
+        return self.codec == codec or self.error.relative_l2 == 0.0
 
     def dumps(self) -> str:
         """As JSON, the format's version with it."""
@@ -106,13 +110,17 @@ def pack(
     expires: float | None = None,
     secret: bytes | None = None,
 ) -> bytes:
-    """The bytes of a payload."""
+    """The bytes of a payload. Raises :class:`StoreError` for states that the codec cannot hold."""
     spans = SpanTable.of(memory.spans)
     tensors = encode(memory.states_SD, codec)
     tensors["spans"] = spans.bounds_S2.contiguous()
     if memory.mask_S is not None:
         tensors["mask"] = memory.mask_S.cpu().to(torch.uint8)
     decoded = decode(tensors, codec, memory.width, torch.float32)
+    if not bool(decoded.isfinite().all()):
+        raise StoreError(
+            f"{memory!r} cannot be kept as {codec}: it has numbers that are none, or too large."
+        )
     header = Header(
         key=memory.key,
         codec=codec,

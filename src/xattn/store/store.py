@@ -30,7 +30,7 @@ from xattn.errors import (
 )
 from xattn.memory import Memory, MemoryKey, Span, digest_of
 from xattn.store import bundle, files
-from xattn.store.codecs import CODECS, CodecName
+from xattn.store.codecs import CODECS, CodecName, through
 from xattn.store.cold import Cold
 from xattn.store.disk import Disk, require_digest
 from xattn.store.index import Row
@@ -144,6 +144,7 @@ class MemoryStore:
             quota_bytes=quota_bytes,
             secret=secret,
             verify=verify,
+            codec=codec,
         )
 
     @property
@@ -415,11 +416,14 @@ class MemoryStore:
         memories = model.encode_prepared([named[digest] for digest in missing])
         seconds = (time.perf_counter() - started) / len(missing)
         for digest, memory in zip(missing, memories, strict=True):
-            found[digest] = replace(memory, key=self.key_of(memory.key))
             try:
                 self.put(memory, encode_seconds=seconds)
+                # The first time is no better than the times after it: what a codec loses is lost.
+                kept = through(memory.states_SD, self.codec)
             except StoreError as error:
                 self._tiers.do_without(error)
+                kept = memory.states_SD
+            found[digest] = replace(memory, key=self.key_of(memory.key), states_SD=kept)
 
     @contextmanager
     def _one_encoder(self, digests: Sequence[str]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Literal
 from xattn.errors import CorruptEntryError, StoreError, StoreUnavailableError
 from xattn.memory import Memory
 from xattn.store import files
+from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
 from xattn.store.disk import Disk, Stamp, every_row
 from xattn.store.index import Index, Row
@@ -66,12 +67,13 @@ class Tiers:
         quota_bytes: int | None,
         secret: bytes | None,
         verify: Verify,
+        codec: CodecName,
     ) -> None:
         self.disk, self.ram, self.cold = disk, ram, cold
         self.root = disk.root
         self.index = Index(self.root / "index.sqlite", lambda: every_row(self.root))
         self.capacity_bytes, self.quota_bytes = capacity_bytes, quota_bytes
-        self.verify_when, self._secret = verify, secret
+        self.verify_when, self._secret, self.codec = verify, secret, codec
         self.counters = StoreCounters()
         self._verified: dict[str, Stamp] = {}
         self._uses: Counter[str] = Counter()
@@ -105,6 +107,8 @@ class Tiers:
             if found is None:
                 return None
             payload, stamp = found
+            if not payload.header.serves(self.codec):
+                return None  # a loss is chosen by whoever reads, never by whoever wrote
             expires = payload.header.expires
             if expires is not None and expires < time.time():
                 self.counters.expired += 1
