@@ -479,3 +479,64 @@ def test_links_in_the_store_are_not_written_through(tmp_path):
     assert (outside / "precious").read_text() == "mine"
     assert not path.is_symlink()
     assert_same(again.get(digest), memory_of("a"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'\\"expires\\": null', b'\\"expires\\": "no"'),
+        (b'\\"width\\": 8', b'\\"width\\": []'),
+        (b'\\"label\\": \\"a\\"', b'\\"label\\": null '),
+        (b'\\"created\\": ', b'\\"created\\": NaN, \\"x\\": '),
+    ],
+    ids=["expires", "width", "label", "created"],
+)
+def test_a_header_of_other_types_is_damage(written, old, new):
+    store, path, content = written
+    assert old in content
+    changed = content.replace(old, new, 1)
+    grown = int.from_bytes(content[:8], "little") + len(changed) - len(content)
+    path.write_bytes(grown.to_bytes(8, "little") + changed[8:])
+    assert store.get(key_of("a")) is None
+    assert store.counters.quarantined == 1
+    for file in store.root.glob("index.sqlite*"):
+        file.unlink()
+    assert store.entries() == []
+
+
+def test_many_pieces_need_few_files(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/proc/self/fd"))
+    store, encoder = MemoryStore(tmp_path), Encoder()
+    prepared = [encoder.prepare(str(n)) for n in range(200)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 80, hard))
+    try:
+        store.get_or_encode_prepared(encoder, prepared)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(store.entries()) == 200
+    assert store.counters.failures == 0
+
+
+def hold_on(seconds):
+    time.sleep(seconds)
+
+
+def test_a_forked_child_does_not_keep_the_locks(tmp_path):
+    store = MemoryStore(tmp_path)
+
+    class Forking(Encoder):
+        def encode_prepared(self, prepared):
+            self.child = FORK.Process(target=hold_on, args=(5,))
+            self.child.start()
+            return super().encode_prepared(prepared)
+
+    forking = Forking()
+    store.get_or_encode(forking, "a")
+    store.remove(store.key_of(key_of("a")).digest)
+    started = time.monotonic()
+    MemoryStore(tmp_path).get_or_encode(Encoder(), "a")
+    assert time.monotonic() - started < 4, "it waited for the child"
+    forking.child.kill()
+    forking.child.join()

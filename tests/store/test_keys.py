@@ -12,6 +12,7 @@ from PIL import Image
 
 from xattn.errors import InvalidSourceError, SourceNotFoundError, UnreadableSourceError, UsageError
 from xattn.inputs.audio import read_audio
+from xattn.inputs.chunks import chunks
 from xattn.inputs.image import read_image
 from xattn.inputs.table import Table
 
@@ -68,6 +69,12 @@ NEAR_TWINS = {
     "turned the other way": lambda: image_key(turned(8)),
     "palette": lambda: image_key(palette(transparent=False)),
     "palette, one colour transparent": lambda: image_key(palette(transparent=True)),
+    "grey, one shade transparent": lambda: image_key(
+        file_of(Image.fromarray(pixels(30, 100, 1)), transparency=7)
+    ),
+    "RGB, one colour transparent": lambda: image_key(
+        file_of(Image.fromarray(FLAT), transparency=tuple(FLAT[0, 0].tolist()))
+    ),
     "16 kHz": lambda: audio_key(tone(16000)),
     "the same samples at 8 kHz": lambda: audio_key(tone(16000), sample_rate=8000),
     "the same tone at 48 kHz": lambda: audio_key(tone(48000), sample_rate=48000),
@@ -122,6 +129,8 @@ def test_pictures_that_are_none(tmp_path):
     whole = file_of(Image.fromarray(FLAT))
     with pytest.raises(UnreadableSourceError):
         read_image(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableSourceError, match="more than 8 bits a channel"):
+        read_image(Image.fromarray(np.full((3, 3), 60000, dtype=np.uint16)))
     with pytest.raises(UsageError, match="of dtype uint8"):
         read_image(np.zeros((3, 3), dtype=np.float32))
     with pytest.raises(UsageError, match="of shape"):
@@ -149,3 +158,21 @@ def test_a_changed_row_changes_its_own_chunk():
     after = list(Table(("n", "name", "x"), tuple(rows)).chunks(count, 120))
     kept = {piece.digest() for piece in before} & {piece.digest() for piece in after}
     assert len(kept) >= len(before) - 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "这是一个句子。" * 300,
+        "二つの文！もう一つ？" * 100,
+        "x" * 3000,
+        "long " * 700,
+        "A sentence. Another one!\n\nA paragraph without an end " * 40,
+        "一" * 999,
+    ],
+    ids=["chinese", "japanese", "one word", "one sentence", "mixed", "one character"],
+)
+def test_no_chunk_is_too_long(text):
+    pieces = chunks(text, len, 64)
+    assert "".join(text[start:end] for start, end in pieces) == text
+    assert all(0 < end - start <= 64 for start, end in pieces)

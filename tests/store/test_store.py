@@ -250,7 +250,7 @@ def test_a_shared_tier_that_lies_is_found_out(tmp_path):
         found = {name: two.get_or_encode(encoder, name) for name in "ab"}
         for name, memory in found.items():
             assert_same(memory, replace(memory_of(name), details={}))
-        assert two.counters.quarantined == 1
+        assert two.counters.quarantined >= 1
 
 
 def test_a_shared_tier_that_does_not_answer_is_done_without(tmp_path, caplog, monkeypatch):
@@ -348,11 +348,29 @@ def test_a_bundle_takes_memories_elsewhere(store, tmp_path):
     memories = [memory_of(name) for name in "ab"]
     content = exported(store, *[store.put(memory, encode_seconds=2.0) for memory in memories])
     other = MemoryStore(tmp_path / "other", tenant="t", secret=b"s" * 32)
-    assert len(other.import_bundle(io.BytesIO(content))) == 2
+    with pytest.raises(CorruptEntryError, match="not written with this store's secret"):
+        other.import_bundle(io.BytesIO(content))
+    assert len(other.import_bundle(io.BytesIO(content), trust=True)) == 2
     for memory in memories:
         assert_same(again(other, tenant="t", secret=b"s" * 32).get(memory.key), memory)
     assert {row.encode_seconds for row in other.entries()} == {2.0}
-    assert not list((tmp_path / "other" / "incoming").iterdir())
+    genuine = replace(memories[0], states_SD=memories[0].states_SD + 1)
+    fresh = MemoryStore(tmp_path / "fresh")
+    fresh.put(genuine)
+    fresh.import_bundle(io.BytesIO(content))
+    assert_same(fresh.get(genuine.key), genuine)  # what is here already stays
+
+
+def test_a_bundle_takes_the_loss_along(tmp_path):
+    coarse = MemoryStore(tmp_path / "coarse", codec="int4")
+    content = exported(coarse, coarse.put(memory_of("a"), ttl_seconds=1000))
+    fine = MemoryStore(tmp_path / "fine")
+    fine.import_bundle(io.BytesIO(content))
+    [entry] = fine.entries()
+    assert entry.codec == "int4"
+    assert entry.expires is not None
+    assert fine.get(key_of("a")) is None
+    assert MemoryStore(tmp_path / "fine", codec="int4").get(key_of("a")) is not None
 
 
 def test_a_bundle_that_lies_is_refused(store, tmp_path):

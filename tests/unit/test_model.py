@@ -348,3 +348,16 @@ def test_a_pinned_projection_is_made_once(tmp_path, form):
     assert model.unpin_projection(memory, form=form)
     assert not model.unpin_projection(memory, form=form)
     assert model.generate(memory, num_beams=3, form=form) == changed
+
+
+def test_a_weight_may_lie_across_memory(tmp_path):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    weight = model.network.encoder.layers[0].self_attn.q.weight
+    before = model.encode(SOURCE).key
+    weight.data = weight.data.t().contiguous().t()
+    assert not weight.is_contiguous()
+    assert model.encode(SOURCE).key == before
+    weight.data[0, 0] += 1
+    model.network.weights_changed()
+    assert model.encode(SOURCE).key != before

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from xattn.errors import require
 from xattn.memory import digest_of
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+|\n+\s*")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*\s*|\n+\s*")
 _WORD_END = re.compile(r"\s+")
 ONE_IN = 4
 """Of this many sentences, one may end a chunk."""
@@ -31,8 +31,7 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
 def chunks(text: str, count: Callable[[str], int], most: int) -> list[tuple[int, int]]:
     """``[start, end)`` of pieces of ``text`` that ``count`` finds no longer than ``most`` (tokens).
 
-    A sentence that is longer alone is cut between words, and a word that is longer alone stays
-    whole: whoever encodes it says so.
+    A sentence that is longer alone is cut between words, a word that is longer between characters.
     """
     require(most >= 1, "most", "at least 1", most)
     pieces: list[tuple[int, int]] = []
@@ -64,10 +63,17 @@ def _within(
     text: str, first: int, last: int, count: Callable[[str], int], most: int
 ) -> Iterator[tuple[int, int]]:
     start, end = first, first
-    for found in (*_WORD_END.finditer(text, first, last), None):
-        place = last if found is None else found.end()
+    places = [found.end() for found in _WORD_END.finditer(text, first, last)]
+    for place in (*places, last):
         if end > start and count(text[start:place]) > most:
             yield start, end
             start = end
+        while count(text[start:place]) > most and place - start > 1:
+            # A word that is too long alone, or a script without spaces: between characters.
+            cut = start + max(1, (place - start) // 2)
+            while cut - start > 1 and count(text[start:cut]) > most:
+                cut = start + (cut - start) // 2
+            yield start, cut
+            start = cut
         end = place
     yield start, last

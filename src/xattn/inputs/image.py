@@ -54,7 +54,7 @@ def read_image(source: Any) -> Picture:
     """Decode a picture: a path, the bytes of a file, a Pillow image, or an array ``[Y, X(, C)]``.
 
     It is turned as its EXIF says; palettes become RGB, or RGBA where they are transparent; one bit
-    and grey become L, and CMYK and 16 bits what Pillow makes of them. Raises
+    and grey become L, and CMYK RGB; more than 8 bits a channel are refused. Raises
     :class:`SourceNotFoundError`, :class:`UnreadableSourceError`, :class:`InvalidSourceError` (no
     pixels, or too many), :class:`UsageError` (an array of another shape or dtype), and
     :class:`MissingExtraError`.
@@ -95,11 +95,16 @@ def read_image(source: Any) -> Picture:
 
 def _in_full(image: "Image") -> "Image":
     """The image in a mode of :data:`MODES`, nothing of it lost."""
-    if image.mode in MODES.values():
-        return image
-    if image.mode in ("1", "I;16", "I", "F"):
-        return image.convert("L")
     transparent = "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBa")
+    if image.mode in MODES.values() and not (transparent and image.mode != "RGBA"):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode.startswith("I") or image.mode == "F":
+        raise UnreadableSourceError(
+            f"a picture of mode {image.mode} has more than 8 bits a channel, which is not read; "
+            "convert it to 8 bits."
+        )
     return image.convert("RGBA" if transparent else "RGB")
 
 

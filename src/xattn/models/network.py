@@ -69,8 +69,9 @@ class Network(nn.Module):
 
         That is the encoder, or the decoder of a model that has none.
 
-        Taken again when a weight was replaced or changed, also behind autograd's back: adapters
-        are merged with ``weight.data += …``, which only the numbers show.
+        Taken again when a weight was replaced or changed. A change behind autograd's back
+        (``weight.data += …``, as adapters are merged) is seen by looking at some numbers of each
+        weight; after one that touches a few numbers only, call :meth:`weights_changed`.
         """
         maker: nn.Module = self.decoder if self.encoder is None else self.encoder
         stamp = _stamp(maker)
@@ -84,6 +85,10 @@ class Network(nn.Module):
                 parts += [what.encode(), bytes_of(weight.cpu())]
             self._encoder_digest = (stamp, digest_of(*parts, hash=self.hash))
         return self._encoder_digest[1]
+
+    def weights_changed(self) -> None:
+        """Take the digest again: a few numbers of a weight were changed through ``.data``."""
+        self._encoder_digest = None
 
     @property
     def decoder_stamp(self) -> str:
@@ -269,7 +274,7 @@ def kv_positions(item: Attended) -> int:
 def _stamp(maker: nn.Module) -> str:
     """Changes whenever a weight does, for the price of looking at some numbers of each."""
     weights = [weight.detach() for weight in maker.parameters()]
-    seen = [w.view(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
+    seen = [w.reshape(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
     places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
     numbers = torch.cat([part.float() for part in seen]).cpu()
     return digest_of(places.encode(), bytes_of(numbers))

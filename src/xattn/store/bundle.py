@@ -14,6 +14,8 @@ from xattn.errors import CorruptEntryError, shown
 MAGIC = b"xattn memories 1\n"
 MOST_LINE_BYTES = 4096
 MOST_PAYLOAD_BYTES = 2**36
+PIECE = 2**24
+"""Read at once: a line that lies about a size must not take that much memory."""
 
 
 def write(stream: IO[bytes], payloads: Iterable[tuple[str, bytes]]) -> int:
@@ -38,12 +40,14 @@ def read(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         raise CorruptEntryError("this is no bundle of memories (`xattn cache export` makes one).")
     while line := stream.readline(MOST_LINE_BYTES):
         digest, size = _entry(line)
-        content = stream.read(size)
+        content = bytearray()
+        while len(content) < size and (piece := stream.read(min(PIECE, size - len(content)))):
+            content += piece
         if len(content) != size:
             raise CorruptEntryError(
                 f"the bundle is cut off: {digest} should have {size} bytes and has {len(content)}."
             )
-        yield digest, content
+        yield digest, bytes(content)
 
 
 def _entry(line: bytes) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """The far tier: any place that fsspec knows, shared by machines, written behind."""
 
+import os
 import queue
 import threading
 import time
@@ -7,6 +8,7 @@ from typing import Any
 
 from xattn.errors import MissingExtraError, StoreUnavailableError, UsageError
 
+FLUSH_SECONDS = 30.0
 WAITING = 256
 """Payloads that may wait to be written; beyond it they stay on the local disk alone."""
 
@@ -30,7 +32,7 @@ class Cold:
         self._base = f"{base.rstrip('/')}/{folder}"
         self._waiting: queue.Queue[tuple[str, bytes] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
         self.dropped, self.failures = 0, 0
         self.failed: Exception | None = None
 
@@ -47,6 +49,9 @@ class Cold:
     def put_behind(self, digest: str, content: bytes) -> None:
         """Write a payload when there is time for it."""
         with self._lock:
+            if self._pid != os.getpid():  # a fork has no thread, and another's queue
+                self._pid, self._writer = os.getpid(), None
+                self._waiting = queue.Queue(WAITING)
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="xattn-cold", daemon=True)
                 self._writer.start()
@@ -56,7 +61,8 @@ class Cold:
             self.dropped += 1
 
     def remove(self, digest: str) -> None:
-        """Remove a payload, if it is there."""
+        """Remove a payload, if it is there, or waits to be."""
+        self.flush()
         try:
             self._system.rm_file(self._path(digest))
         except FileNotFoundError:
@@ -65,8 +71,12 @@ class Cold:
             raise self._unavailable(error) from error
 
     def flush(self) -> None:
-        """Wait until all that waits is written, or has failed."""
-        self._waiting.join()
+        """Wait until all that waits is written, or has failed, or does not answer in time."""
+        if self._pid != os.getpid() or self._writer is None:
+            return
+        until = time.monotonic() + FLUSH_SECONDS
+        while self._waiting.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
 
     def _write(self) -> None:
         while True:

@@ -58,10 +58,9 @@ class Disk:
     def open(self, digest: str) -> tuple[Payload, Stamp] | None:
         """The payload, unverified, or None; one of another format's version is none, too."""
         try:
-            payload = Payload(self.path(digest))
+            payload, status = Payload.open(self.path(digest))
         except (FileNotFoundError, StoreFormatError):
             return None
-        status = payload.status
         stamp = Stamp(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_mtime_ns)
         return payload, stamp
 

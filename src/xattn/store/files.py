@@ -19,6 +19,7 @@ except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial-"
+_EXCLUSIVE, _SHARED = getattr(fcntl, "LOCK_EX", 0), getattr(fcntl, "LOCK_SH", 0)
 
 
 def make_private(directory: Path) -> None:
@@ -38,6 +39,9 @@ def make_private(directory: Path) -> None:
         raise UnsafeStoreError(f"{directory} is a link; give the directory that it leads to.")
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise UnsafeStoreError(f"{directory} belongs to another user; give a directory of yours.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == 0 and status.st_mode & 0o077:
+        with answering(directory):
+            directory.chmod(0o700)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnsafeStoreError(
             f"{directory} can be written by others, who could put memories there; "
@@ -100,17 +104,44 @@ def remove(path: Path) -> bool:
     return True
 
 
+_held: set[int] = set()
+"""Handles with locks; a forked child closes its copies, or it would hold the locks as well."""
+
+
+def _let_go_in_child() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _lock(handle: int, how: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(handle, how)
+
+
+def _release(handle: int) -> None:
+    if handle in _held:  # else this is a child, which has let go of it
+        _held.discard(handle)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock ``path``, whoever else wants it; it falls with the process that holds it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _held.add(handle)
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, _EXCLUSIVE)
         yield
     finally:
-        os.close(handle)
+        _release(handle)
 
 
 class Lease:
@@ -118,13 +149,13 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self._handle: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if fcntl is not None:
-            fcntl.flock(self._handle, fcntl.LOCK_SH)
+        _held.add(self._handle)
+        _lock(self._handle, _SHARED)
 
     def release(self) -> None:
         """Give it back; a second time is no harm."""
         if self._handle is not None:
-            os.close(self._handle)
+            _release(self._handle)
             self._handle = None
 
 
@@ -137,6 +168,8 @@ def remove_unless_leased(path: Path) -> bool:
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_ino != os.stat(path).st_ino:
+            return False  # it was just written anew
         os.unlink(path)
     except BlockingIOError:
         return False

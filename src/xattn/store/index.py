@@ -100,7 +100,7 @@ class Index:
             if version == 0:
                 self._make(connection)
             elif version != VERSION:
-                raise sqlite3.DatabaseError(f"the index has version {version}, not {VERSION}")
+                raise sqlite3.OperationalError(f"the index has version {version}, not {VERSION}")
         except BaseException:
             connection.close()
             raise

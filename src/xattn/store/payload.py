@@ -16,8 +16,9 @@ import hmac
 import json
 import math
 import mmap
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from blake3 import blake3
 from safetensors.torch import save
 from torch import Tensor
 
-from xattn.errors import CorruptEntryError, StoreError, StoreFormatError, is_whole
+from xattn.errors import CorruptEntryError, StoreError, StoreFormatError, is_number, is_whole
 from xattn.memory import Memory, MemoryKey, SpanTable, bytes_of, digest_of
 from xattn.store import files
 from xattn.store.codecs import CODECS, FLOATS, CodecError, CodecName, decode, encode, error_of
@@ -95,10 +96,25 @@ class Header:
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptEntryError(f"the header cannot be read ({error!r}).") from error
-        fits = header.codec in CODECS and header.key.dtype in DTYPES and header.width > 0
-        if not fits:
+        if not header.is_sound:
             raise CorruptEntryError(f"the header describes no memory: {text[:200]}")
         return header
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every field is of its kind: before that, nothing of it is to be believed."""
+        texts = (self.codec, self.label, self.span_unit, *astuple(self.key)[:5], self.key.tenant)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and self.codec in CODECS
+            and self.key.dtype in DTYPES
+            and is_whole(self.width, 1)
+            and is_whole(self.positions, 0)
+            and type(self.details) is dict
+            and all(map(is_number, (self.encode_seconds, self.created)))
+            and (self.expires is None or is_number(self.expires))
+            and all(map(is_number, astuple(self.error)))
+        )
 
 
 def pack(
@@ -109,8 +125,12 @@ def pack(
     created: float,
     expires: float | None = None,
     secret: bytes | None = None,
+    lost: CodecError | None = None,
 ) -> bytes:
-    """The bytes of a payload. Raises :class:`StoreError` for states that the codec cannot hold."""
+    """The bytes of a payload. Raises :class:`StoreError` for states that the codec cannot hold.
+
+    ``lost`` is what they lost before, where they were decoded from another payload.
+    """
     spans = SpanTable.of(memory.spans)
     tensors = encode(memory.states_SD, codec)
     tensors["spans"] = spans.bounds_S2.contiguous()
@@ -126,13 +146,13 @@ def pack(
         codec=codec,
         positions=len(memory),
         width=memory.width,
-        label=memory.label,
+        label=memory.label.encode("utf-8", "replace").decode(),
         details=memory.details,
         span_unit=spans.unit,
         encode_seconds=encode_seconds,
         created=created,
         expires=expires,
-        error=error_of(memory.states_SD.detach().cpu(), decoded),
+        error=lost or error_of(memory.states_SD.detach().cpu(), decoded),
     ).dumps()
     digest = _digest(header, tensors, memory.key)
     metadata = {"xattn": header, "format": str(FORMAT), "digest": digest}
@@ -149,15 +169,20 @@ class Payload:
     written: that is :meth:`verify`.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            content, self.status = files.map_private(path)
-        except ValueError as error:
-            raise CorruptEntryError("the file is empty.") from error
+    def __init__(self, content: mmap.mmap | bytearray) -> None:
         self._tensors, self._metadata = read_safetensors(content)
         self.header = Header.loads(
             self._metadata.get("xattn", "null"), self._metadata.get("format", "")
         )
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["Payload", os.stat_result]:
+        """The payload in a file, and what the system says of that very file."""
+        try:
+            content, status = files.map_private(path)
+        except ValueError as error:
+            raise CorruptEntryError("the file is empty.") from error
+        return cls(content), status
 
     def verify(self, digest: str | None = None, secret: bytes | None = None) -> None:
         """Raise :class:`CorruptEntryError` unless this is the whole, unchanged payload.
@@ -196,7 +221,7 @@ class Payload:
             raise CorruptEntryError(f"its tensors do not make a memory ({error}).") from error
 
 
-def read_safetensors(content: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(content: mmap.mmap | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, without a copy.
 
     The format is a length (u64), a JSON object of that length, and the data
@@ -221,7 +246,12 @@ def read_safetensors(content: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def _view(
-    content: mmap.mmap, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]
+    content: mmap.mmap | bytearray,
+    start: int,
+    *,
+    dtype: str,
+    shape: list[int],
+    data_offsets: list[int],
 ) -> Tensor:
     kind, (first, last) = _DTYPES[dtype], data_offsets
     count = math.prod(shape)

@@ -41,6 +41,8 @@ from xattn.store.tiers import StoreCounters, Tiers, Verify
 FORMAT = 1
 DEFAULT_CAPACITY_BYTES = 20 * 2**30
 DEFAULT_RAM_BYTES = 256 * 2**20
+BATCH = 32
+"""Sources that are encoded together, and kept before the next ones are."""
 STRIPES = 4096
 """Locks that encoders share: a key has one of them, so that each is encoded once."""
 
@@ -216,7 +218,11 @@ class MemoryStore:
             expires=None if lasts is None else now + lasts,
             secret=self._secret,
         )
-        budget = min(self.capacity_bytes, self._tiers.quota_bytes or self.capacity_bytes)
+        self._put(memory, content)
+        return digest
+
+    def _put(self, memory: Memory, content: bytes) -> None:
+        budget, digest = self._tiers.budget_bytes, memory.key.digest
         if len(content) > budget:
             raise StoreUnavailableError(
                 f"{memory!r} takes {len(content)} bytes, more than the store's {budget}."
@@ -225,7 +231,6 @@ class MemoryStore:
         self.counters.puts += 1
         if self._tiers.cold is not None:
             self._tiers.cold.put_behind(digest, content)
-        return digest
 
     def get_or_encode(self, model: Encodes, source: Any, **how: Any) -> Memory:
         """The memory of ``source``: from the store, or by one encoder pass that is then kept.
@@ -242,10 +247,12 @@ class MemoryStore:
         named = dict(zip(digests, prepared, strict=True))
         found: dict[str, Memory] = {}
         self._collect(named, found)
-        if len(found) < len(named):
-            with self._one_encoder([digest for digest in named if digest not in found]):
-                self._collect(named, found)  # somebody may have been faster
-                self._encode_missing(model, named, found)
+        missing = [digest for digest in named if digest not in found]
+        for start in range(0, len(missing), BATCH):
+            some = {digest: named[digest] for digest in missing[start : start + BATCH]}
+            with self._one_encoder(list(some)):
+                self._collect(some, found)  # somebody may have been faster
+                self._encode_missing(model, some, found)
         return [
             replace(found[digest], spans=item.spans, label=item.label, details=item.details)
             for digest, item in zip(digests, prepared, strict=True)
@@ -368,28 +375,36 @@ class MemoryStore:
 
         return bundle.write(stream, payloads())
 
-    def import_bundle(self, stream: IO[bytes]) -> list[str]:
+    def import_bundle(self, stream: IO[bytes], *, trust: bool = False) -> list[str]:
         """Take the memories of a bundle; returns their keys here.
 
-        Each is verified before it is taken, and gets this store's tenant and secret. Raises
+        Each is verified before it is taken, and gets this store's tenant and secret; one that is
+        here already stays as it is. A store with a secret takes only what was written with it, or
+        everything where ``trust`` says so. Raises
         :class:`~xattn.errors.CorruptEntryError` for one that is not what it claims; those before it
         stay.
         """
         taken = []
-        incoming = self.root / "incoming"
         for claimed, content in bundle.read(stream):
-            path = incoming / f"{os.getpid()}-{time.time_ns()}"
             try:
-                with files.answering(path):
-                    files.write_whole(path, content)
-                    payload = Payload(path)
-                payload.verify(claimed)
-                memory, seconds = payload.memory(), payload.header.encode_seconds
-                taken.append(self.put(memory, encode_seconds=seconds))
+                payload = Payload(bytearray(content))
+                payload.verify(claimed, None if trust else self._secret)
+                memory, header = payload.memory(), payload.header
             except CorruptEntryError as error:
                 raise CorruptEntryError(f"the bundle's {shown(claimed, 64)}: {error}") from error
-            finally:
-                files.remove(path)
+            memory = replace(memory, key=self.key_of(memory.key))
+            taken.append(memory.key.digest)
+            if memory.key not in self:
+                packed = pack(
+                    memory,
+                    header.codec,
+                    encode_seconds=header.encode_seconds,
+                    created=header.created,
+                    expires=header.expires,
+                    secret=self._secret,
+                    lost=header.error,
+                )
+                self._put(memory, packed)
         return taken
 
     # Inside
@@ -402,8 +417,15 @@ class MemoryStore:
                 except StoreError as error:
                     self._tiers.do_without(error)
                     continue
-                if memory is not None:
-                    found[digest] = memory
+                if memory is None:
+                    continue
+                if len(memory) != len(named[digest].spans):
+                    error_ = CorruptEntryError(
+                        "it has another number of positions than its source."
+                    )
+                    self._tiers.set_aside(digest, error_)
+                    continue
+                found[digest] = memory
 
     def _encode_missing(
         self, model: Encodes, named: dict[str, Named], found: dict[str, Memory]

@@ -8,13 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from xattn.errors import CorruptEntryError, StoreError, StoreUnavailableError
+from xattn.errors import (
+    CorruptEntryError,
+    StoreError,
+    StoreFormatError,
+    StoreUnavailableError,
+)
 from xattn.memory import Memory
 from xattn.store import files
 from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
 from xattn.store.disk import Disk, Stamp, every_row
 from xattn.store.index import Index, Row
+from xattn.store.payload import Payload
 from xattn.store.ram import Ram
 
 log = logging.getLogger("xattn.store")
@@ -97,10 +103,10 @@ class Tiers:
             return memory
         return self._fetch(digest)
 
-    def _read(self, digest: str, *, from_afar: bool = False) -> Memory | None:
+    def _read(self, digest: str, *, again: bool = False) -> Memory | None:
         """The memory on the local disk, or None; what is not what was written is set aside.
 
-        What has just come ``from_afar`` is verified whatever the setting.
+        It is looked at twice: somebody else may have set it aside, and written it anew.
         """
         try:
             found = self.disk.open(digest)
@@ -113,11 +119,13 @@ class Tiers:
             if expires is not None and expires < time.time():
                 self.counters.expired += 1
                 return None
-            if from_afar or self._must_verify(digest, stamp):
+            if self._must_verify(digest, stamp):
                 payload.verify(digest, self._secret)
                 self._verified[digest] = stamp
             memory = payload.memory()
         except CorruptEntryError as error:
+            if not again:
+                return self._read(digest, again=True)
             self.set_aside(digest, error)
             return None
         except OSError as error:
@@ -132,19 +140,40 @@ class Tiers:
         return self.verify_when == "always"
 
     def _fetch(self, digest: str) -> Memory | None:
-        """The memory of the shared tier, kept on the disk from now on, or None."""
-        if self.cold is None:
-            return None
-        content = self.cold.get(digest)
+        """The memory of the shared tier, verified, and kept on the disk from now on; or None.
+
+        What is there belongs to all machines: what this one cannot use is left where it is.
+        """
+        content = None if self.cold is None else self.cold.get(digest)
         if content is None:
             return None
-        self.keep(digest, content)
-        memory = self._read(digest, from_afar=True)
-        if memory is None:
-            self.cold.remove(digest)
-        else:
-            self.counters.cold_hits += 1
+        try:
+            payload = Payload(bytearray(content))
+            payload.verify(digest, self._secret)
+            header, memory = payload.header, payload.memory()
+        except StoreFormatError:
+            return None
+        except CorruptEntryError as error:
+            self.counters.quarantined += 1
+            log.warning("entry %s of the shared tier is not used: %s", digest, error)
+            return None
+        late = header.expires is not None and header.expires < time.time()
+        if late or not header.serves(self.codec):
+            return None
+        self.counters.cold_hits += 1
+        self.counters.encode_seconds_saved += header.encode_seconds
+        if len(content) <= self.budget_bytes:
+            try:
+                self.keep(digest, content)
+            except StoreUnavailableError as error:
+                self.do_without(error)
+        self.ram.put(digest, memory, header.expires)
         return memory
+
+    @property
+    def budget_bytes(self) -> int:
+        """What one entry may take at most."""
+        return min(self.capacity_bytes, self.quota_bytes or self.capacity_bytes)
 
     def keep(self, digest: str, content: bytes) -> None:
         """Put a payload on the disk and into the index, and make room for it."""
