@@ -1,6 +1,6 @@
 """Reading a memory back, against encoding it again.
 
-    python benchmarks/store.py [--runs 20]
+    python benchmarks/store.py [--runs 20] [--tokens 512 2048 8192]
 
 Whisper tiny.en on 30 s of audio, and a random T5-small (the shape of google-t5/t5-small) at 512,
 2048 and 8192 tokens. Each run encodes, reads from the page cache through a store object that has
@@ -39,11 +39,12 @@ MEBI = 2**20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     found: dict[str, Any] = {"machine": record(arguments.threads, PACKAGES)}
-    found["reload"] = list(reloads(arguments.runs))
+    found["reload"] = list(reloads(arguments.runs, arguments.tokens))
     found["codecs"] = codecs()
     found["bytes"] = shapes()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -55,12 +56,12 @@ def main() -> None:
 # Reload against re-encode
 
 
-def reloads(runs: int) -> Any:
+def reloads(runs: int, lengths: list[int]) -> Any:
     whisper = xattn.load("whisper-tiny.en")
     yield reload("Whisper tiny.en, 30 s", whisper, str(RECORDING), runs)
     with tempfile.TemporaryDirectory() as directory:
         t5 = t5_small(Path(directory))
-        for tokens in (512, 2048, 8192):
+        for tokens in lengths:
             source = torch.randint(3, 32000, (tokens,), generator=torch.Generator().manual_seed(1))
             yield reload(f"T5-small, {tokens} tokens", t5, source.tolist(), runs)
 
@@ -159,8 +160,9 @@ def recordings() -> list[Any]:
     from xattn.inputs.audio import read_audio
 
     sounds = sorted(Path("/usr/share/asterisk/sounds/en_US_f_Allison").glob("*.wav"))
-    files = [f for f in sounds if f.stat().st_size > 60_000][:40] or [RECORDING]
-    return [read_audio(file).samples_T for file in files]
+    heard = [read_audio(file) for file in sounds if file.stat().st_size > 60_000] if sounds else []
+    fitting = [audio.samples_T for audio in heard if audio.seconds < 30][:20]
+    return fitting or [read_audio(RECORDING).samples_T]
 
 
 def vocabulary() -> list[str]:
