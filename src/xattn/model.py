@@ -182,7 +182,16 @@ class Model:
                 for source in sources
             ]
         require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
-        return [self._prepare_text(source, language) for source in sources]
+        ids = [token_ids_of(source) for source in sources]
+        texts = [
+            TextSource(text_of(source), language)
+            for source, row in zip(sources, ids, strict=True)
+            if row is None
+        ]
+        given = [row for row in ids if row is not None]
+        of_ids = iter(prepare_token_ids(self.network, given) if given else ())
+        of_texts = iter(prepare_texts(self.network, self._tokenizer, texts) if texts else ())
+        return [next(of_texts if row is None else of_ids) for row in ids]
 
     def prepare_long(
         self,
@@ -205,13 +214,6 @@ class Model:
         text = TextSource(text_of(source), language)
         return prepare_long_text(self.network, self._tokenizer, text, max_positions)
 
-    def _prepare_text(self, source: Source, language: str | None) -> Prepared:
-        ids = token_ids_of(source)
-        if ids is not None:
-            return prepare_token_ids(self.network, [ids])[0]
-        text = TextSource(text_of(source), language)
-        return prepare_texts(self.network, self._tokenizer, [text])[0]
-
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources; texts share one padded encoder pass."""
         return encode(self.network, prepared)
@@ -228,7 +230,8 @@ class Model:
         Worth its bytes, which are returned, for a memory that is in use all the time. It is let go
         by :meth:`unpin_projection`, and made again where the decoder's weights have changed.
         """
-        projection = self.network.project(self._own(memory), form=form)
+        self._require_own([memory])
+        projection = self.network.project(memory, form=form)
         self._pinned[memory.key.digest, form] = (self.network.decoder_stamp, projection)
         return projection.size_bytes
 
@@ -477,19 +480,21 @@ class Model:
         source_language = None if self._asker.reads_audio else language
         prepared = self.prepare_batch(raw, language=source_language) if raw else []
         encoded = iter(self._remembered(prepared) if prepared else ())
+        self._require_own([item for group in groups for item in group if isinstance(item, Memory)])
         return [
-            tuple(self._own(item) if isinstance(item, Memory) else next(encoded) for item in group)
+            tuple(item if isinstance(item, Memory) else next(encoded) for item in group)
             for group in groups
         ]
 
-    def _own(self, memory: Memory) -> Memory:
-        """``memory``; :class:`UsageError` if another encoder made it."""
-        if memory.key.encoder != self.network.encoder_digest:
-            raise UsageError(
-                f"{memory!r} was made by another encoder than that of {self.name}; "
-                "encode its source with this model."
-            )
-        return memory
+    def _require_own(self, memories: Sequence[Memory]) -> None:
+        """Raise :class:`UsageError` for a memory that another encoder made."""
+        digest = self.network.encoder_digest if memories else ""  # it costs a look at the weights
+        for memory in memories:
+            if memory.key.encoder != digest:
+                raise UsageError(
+                    f"{memory!r} was made by another encoder than that of {self.name}; "
+                    "encode its source with this model."
+                )
 
     def _with_pinned(self, request: Request, form: Form) -> Request:
         """``request`` with the projections that are kept in the place of their memories."""

@@ -74,11 +74,11 @@ def attention_weights(
         k_NASK = segment.k_NGSK[:, [head // per_group for head in chosen]].float()
         scores_NAWS = q_NAWK @ k_NASK.transpose(-1, -2)
     scores_NAWS = scores_NAWS * scale
-    weights_NAWS = scores_NAWS.softmax(dim=-1)
-    if segment.bias_N11S is not None:
-        weights_NAWS = (scores_NAWS + segment.bias_N11S).softmax(dim=-1)
-        unread_N111 = (segment.bias_N11S == float("-inf")).all(dim=-1, keepdim=True)
-        weights_NAWS = weights_NAWS.masked_fill(unread_N111, 0.0)
+    bias = segment.bias_N11S
+    if bias is None:
+        return scores_NAWS.softmax(dim=-1).transpose(1, 2)
+    unread_N111 = (bias == float("-inf")).all(dim=-1, keepdim=True)
+    weights_NAWS = (scores_NAWS + bias).softmax(dim=-1).masked_fill(unread_N111, 0.0)
     return weights_NAWS.transpose(1, 2)
 
 

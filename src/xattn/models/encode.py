@@ -85,7 +85,7 @@ def prepare_texts(
             "this checkpoint has no tokenizer, so it cannot encode text; "
             "pass token ids (a list of int)."
         )
-    prepared = []
+    prepared, encoder = [], network.encoder_digest  # once: it costs a look at the weights
     for source in sources:
         text = canonical_text(source.text)
         if not text.strip():
@@ -96,7 +96,7 @@ def prepare_texts(
         _check_ids(network, encoded.ids, label)
         prepared.append(
             Prepared(
-                key=_key(network, text.encode(), how),
+                key=_key(network, text.encode(), how, encoder),
                 inputs=encoded.ids,
                 spans=encoded.spans,
                 label=label,
@@ -125,15 +125,12 @@ def prepare_long_text(
     limit = network.spec.encoder.position.limit if network.spec.encoder is not None else None
     room = min(most, limit or most) - special - TOKENS_AT_SEAMS
     require(room >= 1, "max_positions", f"above {special + TOKENS_AT_SEAMS}", most)
-    prepared = []
-    for start, end in chunks(text, count, room):
-        if text[start:end].strip():
-            [piece] = prepare_texts(
-                network, tokenizer, [TextSource(text[start:end], source.language)]
-            )
-            bounds_S2 = SpanTable.of(piece.spans).bounds_S2 + start
-            prepared.append(replace(piece, spans=SpanTable(bounds_S2, "characters")))
-    return prepared
+    places = [(a, b) for a, b in chunks(text, count, room) if text[a:b].strip()]
+    pieces = [TextSource(text[start:end], source.language) for start, end in places]
+    return [
+        replace(piece, spans=SpanTable(SpanTable.of(piece.spans).bounds_S2 + start, "characters"))
+        for piece, (start, _) in zip(prepare_texts(network, tokenizer, pieces), places, strict=True)
+    ]
 
 
 def prepare_long_audio(network: Network, recording: Audio) -> list[Prepared]:
@@ -179,13 +176,13 @@ def text_of(source: object) -> str:
 
 def prepare_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> list[Prepared]:
     """Sequences of encoder token ids, for callers with a tokenizer of their own."""
-    prepared = []
+    prepared, encoder = [], network.encoder_digest
     for source in sources:
         ids, label = list(source), f"{len(source)} token ids"
         _check_ids(network, ids, label)
         prepared.append(
             Prepared(
-                key=_key(network, str(ids).encode(), _how(network, "token-ids/1")),
+                key=_key(network, str(ids).encode(), _how(network, "token-ids/1"), encoder),
                 inputs=ids,
                 spans=SpanTable.even(len(ids), 1.0, "tokens"),
                 label=label,
@@ -292,13 +289,15 @@ def _how(network: Network, preprocessing: str) -> str:
     return preprocessing if network.encoder is not None else f"{KV_PREPROCESSING} {preprocessing}"
 
 
-def _key(network: Network, source: bytes | memoryview, preprocessing: str) -> MemoryKey:
+def _key(
+    network: Network, source: bytes | memoryview, preprocessing: str, maker: str | None = None
+) -> MemoryKey:
     encoder = network.spec.encoder
     return MemoryKey(
         source=digest_of(source, hash=network.hash),
         modality="text" if encoder is None else encoder.modality,
         preprocessing=preprocessing,
-        encoder=network.encoder_digest,
+        encoder=network.encoder_digest if maker is None else maker,
         dtype=str(network.dtype).removeprefix("torch."),
         hash=network.hash,
     )
