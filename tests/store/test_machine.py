@@ -78,7 +78,7 @@ class StoreIsADict(RuleBasedStateMachine):
     @rule()
     def lose_the_index(self):
         self.store.close()
-        for file in self.root.glob("index.sqlite*"):
+        for file in self.root.glob("index-2.sqlite*"):
             file.unlink()
 
     @rule(name=NAMES, place=st.integers(0, 10**6))

@@ -295,8 +295,8 @@ def test_the_root_is_private(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capacity_bytes": 0}, "`capacity_bytes` must be at least 1, but is 0"),
-        ({"capacity_bytes": -5}, "`capacity_bytes` must be at least 1, but is -5"),
+        ({"capacity_bytes": 0}, "`capacity_bytes` must be at least 1, or None, but is 0"),
+        ({"capacity_bytes": -5}, "`capacity_bytes` must be at least 1, or None, but is -5"),
         ({"capacity_bytes": 1.5}, "`capacity_bytes`"),
         ({"ram_bytes": -1}, "`ram_bytes` must be at least 0"),
         ({"quota_bytes": 0}, "`quota_bytes`"),

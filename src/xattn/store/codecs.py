@@ -1,6 +1,6 @@
 """How states are written down: as they are, in fewer bits, and what that costs.
 
-Axes: S positions, D model width, G numbers that share one scale.
+Axes: S positions, D model width, B blocks of a position, G numbers that share one scale.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,9 @@ CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT4_GROUP = 32
 """Numbers that share a scale and a minimum in int4."""
+KV_BLOCK = 64
+"""Numbers of a memory of keys and values that share a scale in int8: layers and heads, keys and
+values differ far too much in size for one scale per position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,11 @@ class CodecError:
     """Largest absolute difference of one number."""
 
 
-def encode(states_SD: Tensor, codec: CodecName) -> dict[str, Tensor]:
+def encode(states_SD: Tensor, codec: CodecName, block: int | None = None) -> dict[str, Tensor]:
     """The tensors that stand for ``states_SD`` on disk.
 
-    ``int8`` has one scale per position, ``int4`` a scale and a minimum per 32 numbers of it.
+    ``int8`` has one scale per position, or per ``block`` numbers of it; ``int4`` a scale and a
+    minimum per 32 numbers.
     """
     require(codec in CODECS, "codec", f"one of {', '.join(CODECS)}", codec)
     states_SD = states_SD.detach().cpu()
@@ -40,22 +44,29 @@ def encode(states_SD: Tensor, codec: CodecName) -> dict[str, Tensor]:
         return {"states": states_SD.to(FLOATS[codec]).contiguous()}
     wide_SD = states_SD.float()
     if codec == "int8":
-        scale_S1 = wide_SD.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-        return {
-            "states": (wide_SD / scale_S1).round().clamp(-127, 127).to(torch.int8),
-            "scale": scale_S1.squeeze(1),
-        }
-    grouped_SNG = _grouped(wide_SD)
-    low_SN1 = grouped_SNG.amin(dim=2, keepdim=True)
-    step_SN1 = ((grouped_SNG.amax(dim=2, keepdim=True) - low_SN1) / 15).clamp(min=1e-30)
+        return _int8(wide_SD, block or wide_SD.shape[1])
+    return _int4(wide_SD)
+
+
+def _int8(wide_SD: Tensor, block: int) -> dict[str, Tensor]:
+    blocks_SBG = _grouped(wide_SD, block)
+    scale_SB1 = blocks_SBG.abs().amax(dim=2, keepdim=True).clamp(min=1e-30) / 127
+    levels_SBG = (blocks_SBG / scale_SB1).round().clamp(-127, 127).to(torch.int8)
+    return {"states": levels_SBG, "scale": scale_SB1.squeeze(2)}
+
+
+def _int4(wide_SD: Tensor) -> dict[str, Tensor]:
+    grouped_SBG = _grouped(wide_SD, INT4_GROUP)
+    low_SB1 = grouped_SBG.amin(dim=2, keepdim=True)
+    step_SB1 = ((grouped_SBG.amax(dim=2, keepdim=True) - low_SB1) / 15).clamp(min=1e-30)
     # Scales are kept as they are applied, so that their own rounding is not one more error.
-    low_SN1, step_SN1 = low_SN1.to(torch.bfloat16), step_SN1.to(torch.bfloat16)
-    levels = ((grouped_SNG - low_SN1.float()) / step_SN1.float()).round().clamp(0, 15)
-    nibbles_SX = levels.to(torch.uint8).flatten(1)
+    low_SB1, step_SB1 = low_SB1.to(torch.bfloat16), step_SB1.to(torch.bfloat16)
+    levels_SBG = ((grouped_SBG - low_SB1.float()) / step_SB1.float()).round().clamp(0, 15)
+    nibbles_SX = levels_SBG.to(torch.uint8).flatten(1)
     return {
         "states": nibbles_SX[:, 0::2] | (nibbles_SX[:, 1::2] << 4),
-        "scale": step_SN1.squeeze(2),
-        "low": low_SN1.squeeze(2),
+        "scale": step_SB1.squeeze(2),
+        "low": low_SB1.squeeze(2),
     }
 
 
@@ -70,23 +81,26 @@ def decode(tensors: Mapping[str, Tensor], codec: str, width: int, dtype: torch.d
         return states.to(dtype)
     S = len(states)
     if codec == "int8":
-        _require_shape("states", states, (S, width), torch.int8)
-        _require_shape("scale", tensors["scale"], (S,), torch.float32)
-        return (states.float() * tensors["scale"][:, None]).to(dtype)
-    groups = -(-width // INT4_GROUP)
-    _require_shape("states", states, (S, groups * INT4_GROUP // 2), torch.uint8)
+        block = states.shape[-1]
+        blocks = -(-width // max(block, 1))
+        _require_shape("states", states, (S, blocks, block), torch.int8)
+        _require_shape("scale", tensors["scale"], (S, blocks), torch.float32)
+        wide_SBG = states.float() * tensors["scale"][..., None]
+        return wide_SBG.flatten(1)[:, :width].to(dtype)
+    blocks = -(-width // INT4_GROUP)
+    _require_shape("states", states, (S, blocks * INT4_GROUP // 2), torch.uint8)
     for name in ("scale", "low"):
-        _require_shape(name, tensors[name], (S, groups), torch.bfloat16)
+        _require_shape(name, tensors[name], (S, blocks), torch.bfloat16)
     levels_SX = torch.stack((states & 15, states >> 4), dim=2).flatten(1)
-    levels_SNG = levels_SX.view(S, groups, INT4_GROUP).float()
-    wide_SNG = levels_SNG * tensors["scale"].float()[..., None] + tensors["low"].float()[..., None]
-    return wide_SNG.flatten(1)[:, :width].to(dtype)
+    levels_SBG = levels_SX.view(S, blocks, INT4_GROUP).float()
+    wide_SBG = levels_SBG * tensors["scale"].float()[..., None] + tensors["low"].float()[..., None]
+    return wide_SBG.flatten(1)[:, :width].to(dtype)
 
 
-def through(states_SD: Tensor, codec: CodecName) -> Tensor:
+def through(states_SD: Tensor, codec: CodecName, block: int | None = None) -> Tensor:
     """The states as they come back from a store with this codec."""
     width, dtype = states_SD.shape[1], states_SD.dtype
-    return decode(encode(states_SD, codec), codec, width, dtype).to(states_SD.device)
+    return decode(encode(states_SD, codec, block), codec, width, dtype).to(states_SD.device)
 
 
 def error_of(states_SD: Tensor, decoded_SD: Tensor) -> CodecError:
@@ -99,13 +113,13 @@ def error_of(states_SD: Tensor, decoded_SD: Tensor) -> CodecError:
     )
 
 
-def _grouped(wide_SD: Tensor) -> Tensor:
-    """[S, D] -> [S, groups, 32], the last group filled up with its own last number."""
+def _grouped(wide_SD: Tensor, size: int) -> Tensor:
+    """[S, D] -> [S, B, size], the last block filled up with its own last number."""
     S, D = wide_SD.shape
-    missing = -D % INT4_GROUP
+    missing = -D % size
     if missing:
         wide_SD = torch.cat((wide_SD, wide_SD[:, -1:].expand(S, missing)), dim=1)
-    return wide_SD.view(S, -1, INT4_GROUP)
+    return wide_SD.reshape(S, -(-D // size), size)
 
 
 def _require_shape(name: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from xattn.errors import MissingExtraError, StoreUnavailableError, UsageError
@@ -16,10 +17,17 @@ WAITING = 256
 class Cold:
     """Payloads under a URL (``s3://…``, ``file://…``, ``memory://…``).
 
-    Raises :class:`StoreUnavailableError` where the place does not answer.
+    Raises :class:`StoreUnavailableError` where the place does not answer; ``on_failure`` is told
+    what could not be written behind, from the thread that writes.
     """
 
-    def __init__(self, url: str, folder: str, capacity_bytes: int | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        folder: str,
+        capacity_bytes: int | None,
+        on_failure: Callable[[StoreUnavailableError], None],
+    ) -> None:
         try:
             import fsspec
         except ImportError as error:
@@ -33,8 +41,7 @@ class Cold:
         self._waiting: queue.Queue[tuple[str, bytes] | None] = queue.Queue(WAITING)
         self._writer: threading.Thread | None = None
         self._lock, self._pid = threading.Lock(), os.getpid()
-        self.dropped, self.failures = 0, 0
-        self.failed: Exception | None = None
+        self._on_failure = on_failure
 
     def get(self, digest: str) -> bytes | None:
         """The bytes of a payload, or None."""
@@ -58,7 +65,11 @@ class Cold:
         try:
             self._waiting.put_nowait((digest, content))
         except queue.Full:
-            self.dropped += 1
+            self._on_failure(
+                StoreUnavailableError(
+                    f"{self.url} is slower than what is written: {WAITING} payloads wait already."
+                )
+            )
 
     def remove(self, digest: str) -> None:
         """Remove a payload, if it is there, or waits to be."""
@@ -69,6 +80,19 @@ class Cold:
             return
         except Exception as error:
             raise self._unavailable(error) from error
+
+    def clear(self) -> int:
+        """Remove all payloads of this tenant; how many."""
+        self.flush()
+        try:
+            found = self._system.find(self._base)
+            for path in found:
+                self._system.rm_file(path)
+        except FileNotFoundError:
+            return 0
+        except Exception as error:
+            raise self._unavailable(error) from error
+        return len(found)
 
     def flush(self) -> None:
         """Wait until all that waits is written, or has failed, or does not answer in time."""
@@ -86,8 +110,7 @@ class Cold:
                     return
                 self._write_one(*item)
             except Exception as error:  # noqa: BLE001  (a store of strangers may raise anything)
-                self.failures += 1
-                self.failed = error
+                self._on_failure(self._unavailable(error))
             finally:
                 self._waiting.task_done()
 

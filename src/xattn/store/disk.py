@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from xattn.store.payload import Header, Payload
 SUFFIX = ".safetensors"
 PARTIAL_SECONDS = 3600.0
 """A partial file of this age was left by a process that died."""
+QUARANTINE_SECONDS = 30 * 86400.0
+"""What was set aside can be looked at for so long."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,6 +29,11 @@ class Stamp:
     inode: int
     size_bytes: int
     changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Stamp":
+        """What the system says of a file."""
+        return cls(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_mtime_ns)
 
 
 def require_digest(value: str) -> str:
@@ -49,7 +56,9 @@ class Disk:
     @classmethod
     def of_tenant(cls, root: Path, tenant: str) -> "Disk":
         """That of a tenant, whatever is in the name."""
-        return cls(root, digest_of(tenant.encode())[:24] if tenant else "default")
+        return cls(
+            root, digest_of(tenant.encode("utf-8", "surrogatepass"))[:24] if tenant else "default"
+        )
 
     def path(self, digest: str) -> Path:
         """Where the payload of a key is, or would be."""
@@ -57,25 +66,42 @@ class Disk:
 
     def open(self, digest: str) -> tuple[Payload, Stamp] | None:
         """The payload, unverified, or None; one of another format's version is none, too."""
+        path = self.path(digest)
+        files.require_real(path.parent)
         try:
-            payload, status = Payload.open(self.path(digest))
+            payload, status = Payload.open(path)
         except (FileNotFoundError, StoreFormatError):
             return None
-        stamp = Stamp(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_mtime_ns)
-        return payload, stamp
+        return payload, Stamp.of(status)
+
+    def stamp(self, digest: str) -> Stamp | None:
+        """That of the payload which is there now, or None."""
+        try:
+            return Stamp.of(self.path(digest).lstat())
+        except FileNotFoundError:
+            return None
 
     def write(self, digest: str, content: bytes) -> None:
         """Put a payload where its key says."""
-        files.write_whole(self.path(digest), content)
+        path = self.path(digest)
+        files.require_real(path.parent)
+        files.write_whole(path, content)
 
-    def quarantine(self, digest: str) -> Path | None:
-        """Set an entry aside, where it can be looked at and is never read again."""
+    def quarantine(self, digest: str, is_bad: Callable[[], bool]) -> Path | None:
+        """Set an entry aside, where it can be looked at and is never read again.
+
+        None where it is no longer there, or no longer bad: somebody has written it anew.
+        """
         self.quarantine_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = self.quarantine_folder / f"{digest}-{time.time_ns()}{SUFFIX}"
-        try:
-            os.replace(self.path(digest), target)
-        except FileNotFoundError:
-            return None
+        path = self.path(digest)
+        with files.changing(path.parent):
+            if not is_bad():
+                return None
+            try:
+                os.replace(path, target)
+            except FileNotFoundError:
+                return None
         return target
 
     # Pins are files, so that they outlive the index.
@@ -100,7 +126,8 @@ class Disk:
     def digests(self) -> Iterator[str]:
         """Every key that has a payload."""
         for path in sorted(self.folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}")):
-            if _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]:
+            ours = _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]
+            if ours and path.is_file() and not path.is_symlink():
                 yield path.stem
 
     def row(self, digest: str) -> Row | None:
@@ -110,15 +137,6 @@ class Disk:
         except (CorruptEntryError, OSError):
             return None  # it is found out, and counted, when somebody asks for it
         return None if found is None else row_of(digest, self.tenant, found[0].header, found[1])
-
-    def sweep(self) -> int:
-        """Remove what processes left that died while they wrote; how many files."""
-        removed, now = 0, time.time()
-        for partial in self.folder.glob(f"*/{files.PARTIAL}*"):
-            with suppress(FileNotFoundError):  # its writer has just finished
-                if now - partial.stat().st_mtime > PARTIAL_SECONDS:
-                    removed += files.remove(partial)
-        return removed
 
 
 def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
@@ -135,6 +153,8 @@ def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
         created=header.created,
         expires=header.expires,
         used=header.created,
+        relative_l2=header.error.relative_l2,
+        largest=header.error.largest,
     )
 
 
@@ -146,3 +166,28 @@ def every_row(root: Path) -> Iterator[Row]:
             row = disk.row(digest)
             if row is not None:
                 yield row
+
+
+def sweep(root: Path, most_set_aside: int) -> int:
+    """Remove what processes left that died while they wrote, and what was set aside long ago.
+
+    What was set aside may take ``most_set_aside`` bytes, the newest of it. Returns how many files
+    went.
+    """
+    now, removed = time.time(), 0
+    for pattern in ("", "quarantine/", "locks/", "tenants/*/*/"):
+        for partial in root.glob(f"{pattern}{files.PARTIAL}*"):
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if now - partial.lstat().st_mtime > PARTIAL_SECONDS:
+                    partial.unlink()
+                    removed += 1
+    aside = [*root.glob(f"quarantine/*{SUFFIX}"), *root.glob("index*.damaged-*")]
+    dated = sorted(((path.lstat(), path) for path in aside), key=lambda pair: -pair[0].st_mtime)
+    held = 0
+    for status, path in dated:
+        held += status.st_size
+        if held > most_set_aside or now - status.st_mtime > QUARANTINE_SECONDS:
+            with suppress(FileNotFoundError):
+                path.unlink()
+                removed += 1
+    return removed

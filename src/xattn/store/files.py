@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from xattn.errors import StoreUnavailableError, UnsafeStoreError
@@ -19,6 +19,8 @@ except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial-"
+_CHANGING, _LEASED = ".changing", ".leased-"
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _EXCLUSIVE, _SHARED = getattr(fcntl, "LOCK_EX", 0), getattr(fcntl, "LOCK_SH", 0)
 
 
@@ -49,6 +51,15 @@ def make_private(directory: Path) -> None:
         )
 
 
+def require_real(directory: Path) -> None:
+    """Raise :class:`UnsafeStoreError` where a directory inside of a store leads elsewhere."""
+    try:
+        if stat.S_ISLNK(directory.lstat().st_mode):
+            raise UnsafeStoreError(f"{directory} is a link, which a store never makes; remove it.")
+    except FileNotFoundError:
+        return
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``: all of it, on the disk, or an error and nothing.
 
@@ -65,7 +76,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-        os.replace(partial, path)
+        with changing(path.parent):
+            os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(partial)
@@ -88,20 +100,11 @@ def map_private(path: Path) -> tuple[mmap.mmap, os.stat_result]:
     The map is private, so that nobody who has it can change the file. Raises OSError as the system
     does, and ValueError for an empty file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _NOFOLLOW)
     try:
         return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY), os.fstat(handle)
     finally:
         os.close(handle)
-
-
-def remove(path: Path) -> bool:
-    """Remove a file; whether there was one."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 _held: set[int] = set()
@@ -131,26 +134,62 @@ def _release(handle: int) -> None:
         os.close(handle)
 
 
+def _locked_handle(path: Path, how: int) -> int:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NOFOLLOW, 0o600)
+    _held.add(handle)
+    try:
+        _lock(handle, how)
+    except BaseException:
+        _release(handle)
+        raise
+    return handle
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock ``path``, whoever else wants it; it falls with the process that holds it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    _held.add(handle)
+    handle = _locked_handle(path, _EXCLUSIVE)
     try:
-        _lock(handle, _EXCLUSIVE)
         yield
     finally:
         _release(handle)
 
 
+def changing(folder: Path) -> AbstractContextManager[None]:
+    """Within it, nobody else replaces, removes or leases a file of ``folder``.
+
+    It is held for a rename, never while something is read, written or encoded.
+    """
+    return locked(folder / _CHANGING)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file; whether there was one."""
+    if not path.parent.is_dir():
+        return False
+    with changing(path.parent):
+        return _unlink(path)
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Lease:
-    """A mark on a file that says it is in use; it falls with the process that holds it."""
+    """A mark on a file that says it is in use; it falls with the process that holds it.
+
+    The mark is a lock beside the file, so that it outlives the file's replacement. Files share it
+    with some others of their folder, which are then kept a little longer than they need be.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._handle: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        _held.add(self._handle)
-        _lock(self._handle, _SHARED)
+        with changing(path.parent):
+            self._handle: int | None = _locked_handle(_lease(path), _SHARED)
 
     def release(self) -> None:
         """Give it back; a second time is no harm."""
@@ -159,24 +198,28 @@ class Lease:
             self._handle = None
 
 
+def _lease(path: Path) -> Path:
+    return path.with_name(f"{_LEASED}{path.name[:3]}")
+
+
 def remove_unless_leased(path: Path) -> bool:
     """Remove a file that nobody holds a :class:`Lease` on; whether it is gone."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    if not path.parent.is_dir():
         return True
-    try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_ino != os.stat(path).st_ino:
-            return False  # it was just written anew
-        os.unlink(path)
-    except BlockingIOError:
-        return False
-    except FileNotFoundError:
-        return True
-    finally:
-        os.close(handle)
+    with changing(path.parent):
+        try:
+            lease = os.open(_lease(path), os.O_RDWR | os.O_CLOEXEC | _NOFOLLOW)
+        except FileNotFoundError:
+            _unlink(path)  # nobody has ever leased it
+            return True
+        try:
+            if fcntl is not None:
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _unlink(path)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lease)
     return True
 
 

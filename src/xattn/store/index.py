@@ -8,18 +8,22 @@ it saves for each of its bytes, on top of a clock that is as high as the last en
 worth. A hit lifts an entry to the present clock, so that what is dear and what is new both stay.
 """
 
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from xattn.errors import StoreUnavailableError
+from xattn.errors import StoreUnavailableError, UnsafeStoreError
 
-VERSION = 1
+T = TypeVar("T")
+
+VERSION = 2
+NAME = f"index-{VERSION}.sqlite"
+"""Another version has a file of its own, and each is made again from the payloads."""
 BUSY_SECONDS = 3.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -35,6 +39,8 @@ CREATE TABLE IF NOT EXISTS entries (
     expires REAL,
     used REAL NOT NULL,
     uses INTEGER NOT NULL DEFAULT 0,
+    relative_l2 REAL NOT NULL,
+    largest REAL NOT NULL,
     worth REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entries_by_worth ON entries (worth);
@@ -58,54 +64,79 @@ class Row:
     created: float
     expires: float | None
     used: float
+    relative_l2: float
+    """What the codec lost: length of the difference over length of the states."""
+    largest: float
+    """Largest difference of one number."""
     uses: int = 0
+
+
+class DamagedIndexError(StoreUnavailableError):
+    """The file is no index; what it said can be made again."""
 
 
 class Index:
     """The index of one store. One connection per thread; writers wait for each other.
 
-    Raises :class:`StoreUnavailableError` where the file is locked, damaged, or cannot be written;
-    a damaged one is set aside, and is empty the next time.
+    A damaged one is set aside and made again from the payloads; so is one that was lost. On a disk
+    that cannot be written it is made in memory. Raises :class:`StoreUnavailableError` where the
+    file is locked or cannot be written.
     """
 
-    def __init__(self, path: Path, refill: Callable[[], Iterable[Row]]) -> None:
-        self.path, self._refill = path, refill
+    def __init__(self, root: Path, refill: Callable[[], Iterable[Row]]) -> None:
+        self.path, self._refill = root / NAME, refill
         self._local = threading.local()
         self._generation = 0
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._once(work)
+        except DamagedIndexError:
+            self._set_aside()
+            return self._once(work)
+
+    def _once(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             connection = self._connection()
             with connection:  # commits, or rolls back
-                yield connection
+                return work(connection)
         except sqlite3.DatabaseError as error:
             self.close()
-            damaged = not isinstance(error, sqlite3.OperationalError) or "malformed" in str(error)
-            if damaged:
-                self._set_aside()
-            raise StoreUnavailableError(f"{self.path}: {error}.") from error
+            harmless = (sqlite3.OperationalError, sqlite3.IntegrityError)
+            damaged = not isinstance(error, harmless) or "malformed" in str(error)
+            kind = DamagedIndexError if damaged else StoreUnavailableError
+            raise kind(f"{self.path}: {error}.") from error
         except OSError as error:
             raise StoreUnavailableError(f"{self.path}: {error.strerror or error}.") from error
 
     def _connection(self) -> sqlite3.Connection:
-        found: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
-        if found is not None and found[0] == self._generation and self.path.exists():
-            return found[1]
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS)
+        held: tuple[int, int, sqlite3.Connection] | None = getattr(self._local, "held", None)
+        if held is not None and held[:2] == (self._generation, self._inode()):
+            return held[2]
+        readable_only = not os.access(self.path.parent, os.W_OK)
+        if self.path.is_symlink():
+            raise UnsafeStoreError(f"{self.path} is a link, which a store never makes; remove it.")
+        connection = sqlite3.connect(
+            ":memory:" if readable_only else self.path, timeout=BUSY_SECONDS
+        )
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             [version] = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._make(connection)
-            elif version != VERSION:
-                raise sqlite3.OperationalError(f"the index has version {version}, not {VERSION}")
         except BaseException:
             connection.close()
             raise
-        self._local.held = (self._generation, connection)
+        self._local.held = (self._generation, self._inode(), connection)
         return connection
+
+    def _inode(self) -> int:
+        """Which file the path is now: another process may have set aside the one that is open."""
+        try:
+            return self.path.stat().st_ino
+        except FileNotFoundError:
+            return 0
 
     def _make(self, connection: sqlite3.Connection) -> None:
         """Make the tables, and fill them from the payloads, once for all who find none."""
@@ -120,9 +151,9 @@ class Index:
 
     def close(self) -> None:
         """Close this thread's connection; the next call opens another."""
-        held: tuple[int, sqlite3.Connection] | None = getattr(self._local, "held", None)
+        held: tuple[int, int, sqlite3.Connection] | None = getattr(self._local, "held", None)
         if held is not None:
-            held[1].close()
+            held[2].close()
             self._local.held = None
         self._generation += 1
 
@@ -136,13 +167,13 @@ class Index:
 
     def put(self, rows: Iterable[Row]) -> None:
         """Add entries, or replace them."""
-        with self._connected() as connection:
-            _insert(connection, rows)
+        self._do(lambda connection: _insert(connection, rows))
 
     def touch(self, uses: dict[str, int]) -> None:
         """Note that entries were used so many times."""
         now = time.time()
-        with self._connected() as connection:
+
+        def work(connection: sqlite3.Connection) -> None:
             [clock] = connection.execute("SELECT worth FROM clock").fetchone()
             connection.executemany(
                 "UPDATE entries SET used = ?, uses = uses + ?, "
@@ -150,16 +181,17 @@ class Index:
                 [(now, count, clock, digest) for digest, count in uses.items()],
             )
 
+        self._do(work)
+
     def remove(self, digests: Iterable[str]) -> None:
         """Forget entries."""
-        with self._connected() as connection:
-            connection.executemany(
-                "DELETE FROM entries WHERE digest = ?", [(digest,) for digest in digests]
-            )
+        lines = [(digest,) for digest in digests]
+        self._do(lambda c: c.executemany("DELETE FROM entries WHERE digest = ?", lines))
 
     def evicted(self, digest: str) -> None:
         """Forget an entry that had to make room, and set the clock to what it was worth."""
-        with self._connected() as connection:
+
+        def work(connection: sqlite3.Connection) -> None:
             connection.execute(
                 "UPDATE clock SET worth = MAX(worth, COALESCE("
                 "(SELECT worth FROM entries WHERE digest = ?), 0))",
@@ -167,14 +199,15 @@ class Index:
             )
             connection.execute("DELETE FROM entries WHERE digest = ?", (digest,))
 
+        self._do(work)
+
     # Reading
 
     def size_bytes(self, tenant: str | None = None) -> int:
         """Bytes of all entries, or of one tenant's."""
         where, values = _of_tenant(tenant)
-        with self._connected() as connection:
-            query = f"SELECT COALESCE(SUM(size_bytes), 0) FROM entries {where}"
-            return int(connection.execute(query, values).fetchone()[0])
+        query = f"SELECT COALESCE(SUM(size_bytes), 0) FROM entries {where}"
+        return int(self._do(lambda c: c.execute(query, values).fetchone()[0]))
 
     def cheapest(self, tenant: str | None = None, *, limit: int = 64) -> list[Row]:
         """Entries that are worth least, those first that have expired."""
@@ -193,15 +226,16 @@ class Index:
 
     def _rows(self, rest: str, values: list[Any]) -> list[Row]:
         names = list(Row.__dataclass_fields__)
-        with self._connected() as connection:
-            found = connection.execute(f"SELECT {', '.join(names)} FROM entries {rest}", values)
-            return [Row(**dict(zip(names, line, strict=True))) for line in found]
+        query = f"SELECT {', '.join(names)} FROM entries {rest}"
+        lines = self._do(lambda c: c.execute(query, values).fetchall())
+        return [Row(**dict(zip(names, line, strict=True))) for line in lines]
 
 
 def _insert(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
     [clock] = connection.execute("SELECT worth FROM clock").fetchone()
     names = [*Row.__dataclass_fields__, "worth"]
-    query = f"INSERT OR REPLACE INTO entries ({', '.join(names)}) VALUES ({', '.join('?' * 13)})"
+    marks = ", ".join("?" * len(names))
+    query = f"INSERT OR REPLACE INTO entries ({', '.join(names)}) VALUES ({marks})"
     lines = [(*astuple(row), clock + row.encode_seconds / max(row.size_bytes, 1)) for row in rows]
     connection.executemany(query, lines)
 

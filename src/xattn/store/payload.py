@@ -11,6 +11,7 @@ so that a payload says all there is to know about itself, and an index can be ma
 payloads alone. Nothing in it is ever unpickled.
 """
 
+import errno
 import hashlib
 import hmac
 import json
@@ -18,7 +19,7 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,17 @@ from torch import Tensor
 from xattn.errors import CorruptEntryError, StoreError, StoreFormatError, is_number, is_whole
 from xattn.memory import Memory, MemoryKey, SpanTable, bytes_of, digest_of
 from xattn.store import files
-from xattn.store.codecs import CODECS, FLOATS, CodecError, CodecName, decode, encode, error_of
+from xattn.store.codecs import (
+    CODECS,
+    FLOATS,
+    KV_BLOCK,
+    CodecError,
+    CodecName,
+    decode,
+    encode,
+    error_of,
+    through,
+)
 
 FORMAT = 1
 DTYPES = {**FLOATS}
@@ -132,7 +143,7 @@ def pack(
     ``lost`` is what they lost before, where they were decoded from another payload.
     """
     spans = SpanTable.of(memory.spans)
-    tensors = encode(memory.states_SD, codec)
+    tensors = encode(memory.states_SD, codec, _block(memory))
     tensors["spans"] = spans.bounds_S2.contiguous()
     if memory.mask_S is not None:
         tensors["mask"] = memory.mask_S.cpu().to(torch.uint8)
@@ -141,6 +152,12 @@ def pack(
         raise StoreError(
             f"{memory!r} cannot be kept as {codec}: it has numbers that are none, or too large."
         )
+    try:
+        json.dumps(memory.details)
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"{memory!r} cannot be kept: its details are no JSON ({error})."
+        ) from error
     header = Header(
         key=memory.key,
         codec=codec,
@@ -159,6 +176,16 @@ def pack(
     if secret is not None:
         metadata["mac"] = _mac(secret, digest, memory.key)
     return save(tensors, metadata)
+
+
+def as_kept(memory: Memory, codec: CodecName) -> Memory:
+    """``memory`` as it comes back from a store with this codec."""
+    return replace(memory, states_SD=through(memory.states_SD, codec, _block(memory)))
+
+
+def _block(memory: Memory) -> int | None:
+    """Numbers of a position that share a scale: all, or a few where they are of many layers."""
+    return KV_BLOCK if memory.holds_kv else None
 
 
 class Payload:
@@ -182,6 +209,10 @@ class Payload:
             content, status = files.map_private(path)
         except ValueError as error:
             raise CorruptEntryError("the file is empty.") from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptEntryError("it is a link, which a store never makes.") from error
+            raise
         return cls(content), status
 
     def verify(self, digest: str | None = None, secret: bytes | None = None) -> None:

@@ -2,8 +2,32 @@
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from xattn.memory import Memory
+from xattn.store.disk import Stamp
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """A memory in this process."""
+
+    memory: Memory
+    expires: float | None
+    stamp: Stamp | None
+    """Of the file that it was read from; None where it came from elsewhere."""
+    version: int
+    """How often its states had been written to in place: a hit after that is none."""
+
+    @property
+    def is_as_read(self) -> bool:
+        """Whether nobody has written to the states, which all who ask share."""
+        return _version(self.memory) == self.version
+
+
+def _version(memory: Memory) -> int:
+    states_SD = memory.states_SD
+    return 0 if states_SD.is_inference() else states_SD._version
 
 
 class Ram:
@@ -11,7 +35,7 @@ class Ram:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self._held: OrderedDict[str, tuple[Memory, float | None]] = OrderedDict()
+        self._held: OrderedDict[str, Held] = OrderedDict()
         self._size_bytes = 0
         self._lock = threading.Lock()
 
@@ -20,26 +44,28 @@ class Ram:
         """Bytes held."""
         return self._size_bytes
 
-    def get(self, digest: str, now: float) -> Memory | None:
-        """The memory, unless it is not held or has expired."""
+    def get(self, digest: str, now: float) -> Held | None:
+        """What is held of a key, unless it has expired or was written to."""
         with self._lock:
             found = self._held.get(digest)
             if found is None:
                 return None
-            memory, expires = found
-            if expires is not None and expires < now:
+            late = found.expires is not None and found.expires < now
+            if late or not found.is_as_read:
                 self._drop(digest)
                 return None
             self._held.move_to_end(digest)
-            return memory
+            return found
 
-    def put(self, digest: str, memory: Memory, expires: float | None) -> None:
+    def put(self, digest: str, memory: Memory, expires: float | None, stamp: Stamp | None) -> None:
         """Hold a memory, at the cost of those used longest ago; one that is too large is not."""
         with self._lock:
             self._drop(digest)
             if memory.size_bytes > self.capacity_bytes:
                 return
-            self._held[digest] = (memory, expires)
+            self._held[digest] = Held(
+                memory=memory, expires=expires, stamp=stamp, version=_version(memory)
+            )
             self._size_bytes += memory.size_bytes
             while self._size_bytes > self.capacity_bytes:
                 self._drop(next(iter(self._held)))
@@ -58,4 +84,4 @@ class Ram:
     def _drop(self, digest: str) -> None:
         found = self._held.pop(digest, None)
         if found is not None:
-            self._size_bytes -= found[0].size_bytes
+            self._size_bytes -= found.memory.size_bytes

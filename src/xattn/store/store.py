@@ -8,7 +8,6 @@ What fails makes things slower, never wrong: an entry that is not what was writt
 encoded again, and a disk, index or tier that does not answer is done without, with one warning.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,25 +20,22 @@ from xattn.errors import (
     CorruptEntryError,
     EntryNotFoundError,
     StoreError,
-    StoreFormatError,
     StoreUnavailableError,
     is_number,
     is_whole,
     require,
     shown,
 )
-from xattn.memory import Memory, MemoryKey, Span, digest_of
+from xattn.memory import Memory, MemoryKey, Span
 from xattn.store import bundle, files
-from xattn.store.codecs import CODECS, CodecName, through
-from xattn.store.cold import Cold
+from xattn.store.codecs import CODECS, CodecName
 from xattn.store.disk import Disk, require_digest
 from xattn.store.index import Row
-from xattn.store.payload import Payload, pack
+from xattn.store.payload import Payload, as_kept, pack
 from xattn.store.ram import Ram
+from xattn.store.root import default_root, open_root, salt_of
 from xattn.store.tiers import StoreCounters, Tiers, Verify
 
-FORMAT = 1
-DEFAULT_CAPACITY_BYTES = 20 * 2**30
 DEFAULT_RAM_BYTES = 256 * 2**20
 BATCH = 32
 """Sources that are encoded together, and kept before the next ones are."""
@@ -90,11 +86,14 @@ class Encodes(Protocol):
 class MemoryStore:
     """Memories in the directory ``root`` (``~/.cache/xattn`` if not given), for one tenant.
 
-    ``capacity_bytes`` is the budget of the local disk, for all tenants together, ``ram_bytes`` that
-    of this process, ``quota_bytes`` this tenant's own; entries that save the fewest seconds of
-    encoding per byte, and were not used lately, make room. ``codec`` says how states are written:
+    ``capacity_bytes`` is the budget of the local disk, for all tenants together: it is kept with
+    the directory (20 GiB where nobody said), and set by whoever opens it without a tenant; for a
+    tenant it bounds its own. ``quota_bytes`` is this tenant's budget, ``ram_bytes`` that of this
+    process; entries that save the fewest seconds of encoding per byte, and were not used lately,
+    make room. ``codec`` says how states are written:
     ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4``. ``secret`` (32 bytes) makes every
-    payload prove that it was written by someone who knows it. ``verify`` says when a payload's
+    payload prove that it was written by someone who knows it; a store with another secret finds
+    other entries. ``verify`` says when a payload's
     digest is taken again: at every read, at the first in a process, or never. ``ttl_seconds`` is
     how long entries last. ``cold`` is an fsspec URL of a tier that machines share, with a budget of
     ``cold_bytes``.
@@ -109,7 +108,7 @@ class MemoryStore:
         self,
         root: str | os.PathLike[str] | None = None,
         *,
-        capacity_bytes: int = DEFAULT_CAPACITY_BYTES,
+        capacity_bytes: int | None = None,
         ram_bytes: int = DEFAULT_RAM_BYTES,
         codec: CodecName = "float32",
         tenant: str = "",
@@ -120,31 +119,32 @@ class MemoryStore:
         cold: str | None = None,
         cold_bytes: int | None = None,
     ) -> None:
-        require(is_whole(capacity_bytes, 1), "capacity_bytes", "at least 1", capacity_bytes)
         require(is_whole(ram_bytes, 0), "ram_bytes", "at least 0", ram_bytes)
-        for name, value in (("quota_bytes", quota_bytes), ("cold_bytes", cold_bytes)):
+        budgets = {"capacity_bytes": capacity_bytes, "quota_bytes": quota_bytes}
+        for name, value in (budgets | {"cold_bytes": cold_bytes}).items():
             require(value is None or is_whole(value, 1), name, "at least 1, or None", value)
         require(codec in CODECS, "codec", f"one of {', '.join(CODECS)}", codec)
         require(isinstance(tenant, str), "tenant", "text", tenant)
-        secret_bytes = None if secret is None else len(secret)
-        require(secret is None or len(secret) >= 16, "secret", "16 bytes or more", secret_bytes)
+        if secret is not None:
+            require(isinstance(secret, bytes), "secret", "bytes", type(secret).__name__)
+            require(len(secret) >= 16, "secret", "16 bytes or more", len(secret))
         require(verify in Verification, "verify", f"one of {', '.join(Verification)}", verify)
-        fits = ttl_seconds is None or (is_number(ttl_seconds) and ttl_seconds > 0)
-        require(fits, "ttl_seconds", "above 0, or None", ttl_seconds)
+        _require_ttl(ttl_seconds)
         self.root = Path(default_root() if root is None else root).expanduser().absolute()
         self.codec, self.ttl_seconds = codec, ttl_seconds
         self.tenant, self._secret = tenant, secret
-        self._salt = digest_of(tenant.encode(), secret or b"") if tenant else ""
-        files.make_private(self.root)
-        _require_format(self.root / "store.json")
+        self._salt = salt_of(tenant, secret)
+        whole = open_root(self.root, capacity_bytes, owner=not tenant)
+        own = [size for size in (quota_bytes, capacity_bytes if tenant else None) if size]
         disk = Disk.of_tenant(self.root, tenant)
         self._tiers = Tiers(
             disk=disk,
             ram=Ram(ram_bytes),
-            cold=None if cold is None else Cold(cold, disk.tenant, cold_bytes),
-            capacity_bytes=capacity_bytes,
-            quota_bytes=quota_bytes,
+            cold=None if cold is None else (cold, cold_bytes),
+            capacity_bytes=whole,
+            quota_bytes=min(own, default=None),
             secret=secret,
+            salt=self._salt,
             verify=verify,
             codec=codec,
         )
@@ -207,6 +207,9 @@ class MemoryStore:
         Raises :class:`~xattn.errors.StoreUnavailableError` where it could not be written; what was
         there before is then still there.
         """
+        _require_ttl(ttl_seconds)
+        fits = is_number(encode_seconds) and encode_seconds >= 0
+        require(fits, "encode_seconds", "a number of at least 0", encode_seconds)
         memory = replace(memory, key=self.key_of(memory.key))
         digest, now = memory.key.digest, time.time()
         lasts = self.ttl_seconds if ttl_seconds is None else ttl_seconds
@@ -324,7 +327,8 @@ class MemoryStore:
         for digest in digests:
             self.unpin(digest)
             self.remove(digest)
-        return len(digests)
+        elsewhere = 0 if self._tiers.cold is None else self._tiers.cold.clear()
+        return max(len(digests), elsewhere)
 
     def verify(self) -> tuple[int, list[str]]:
         """Read everything; returns how many entries are whole, and those set aside."""
@@ -332,27 +336,19 @@ class MemoryStore:
         for digest in list(self._tiers.disk.digests()):
             try:
                 with files.answering(self.root):
-                    found = self._tiers.disk.open(digest)
-                if found is None:
-                    continue
-                found[0].verify(digest, self._secret)
-                whole += 1
+                    whole += self._tiers.require_whole(digest)
             except CorruptEntryError as error:
-                self._tiers.set_aside(digest, error)
-                bad.append(digest)
+                if self._tiers.set_aside(digest, error):
+                    bad.append(digest)
         return whole, bad
 
     def gc(self) -> int:
-        """Make the index agree with the disk, remove what expired or does not fit; how many."""
-        before = self.counters.evictions + self.counters.expired
+        """Make the index agree with the disk, remove what expired or does not fit; how many.
+
+        So go partial files of processes that died, and what was set aside a month ago.
+        """
         with files.answering(self.root):
-            self._tiers.disk.sweep()
-            self._tiers.catch_up()
-            for row in self._tiers.index.rows(self._tiers.disk.tenant):
-                if row.expires is not None and row.expires < time.time():
-                    self._tiers.evict(row, expired=True)
-            self._tiers.make_room()
-        return self.counters.evictions + self.counters.expired - before
+            return self._tiers.collect()
 
     # To and from other stores
 
@@ -410,21 +406,15 @@ class MemoryStore:
     # Inside
 
     def _collect(self, named: dict[str, Named], found: dict[str, Memory]) -> None:
-        for digest in named:
-            if digest not in found:
-                try:
-                    memory = self._tiers.find(digest)
-                except StoreError as error:
-                    self._tiers.do_without(error)
-                    continue
-                if memory is None:
-                    continue
-                if len(memory) != len(named[digest].spans):
-                    error_ = CorruptEntryError(
-                        "it has another number of positions than its source."
-                    )
-                    self._tiers.set_aside(digest, error_)
-                    continue
+        for digest, item in named.items():
+            if digest in found:
+                continue
+            try:
+                memory = self._tiers.find(digest, len(item.spans))
+            except StoreError as error:
+                self._tiers.do_without(error)
+                continue
+            if memory is not None:
                 found[digest] = memory
 
     def _encode_missing(
@@ -441,11 +431,10 @@ class MemoryStore:
             try:
                 self.put(memory, encode_seconds=seconds)
                 # The first time is no better than the times after it: what a codec loses is lost.
-                kept = through(memory.states_SD, self.codec)
+                memory = as_kept(memory, self.codec)
             except StoreError as error:
                 self._tiers.do_without(error)
-                kept = memory.states_SD
-            found[digest] = replace(memory, key=self.key_of(memory.key), states_SD=kept)
+            found[digest] = replace(memory, key=self.key_of(memory.key))
 
     @contextmanager
     def _one_encoder(self, digests: Sequence[str]) -> Iterator[None]:
@@ -460,26 +449,6 @@ class MemoryStore:
             yield
 
 
-def default_root() -> Path:
-    """``~/.cache/xattn``, or where ``XDG_CACHE_HOME`` says."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xattn"
-
-
-def _require_format(path: Path) -> None:
-    """Write the store's version where there is none; raise where it is another."""
-    try:
-        if not path.exists():
-            files.write_whole(path, json.dumps({"format": FORMAT}).encode())
-            return
-        found = json.loads(path.read_bytes())["format"]
-    except OSError as error:
-        raise files.unavailable(path, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreFormatError(
-            f"{path} does not say which version of a store it is; remove the directory."
-        ) from error
-    if found != FORMAT:
-        raise StoreFormatError(
-            f"{path.parent} is a store of format {found}, and this xattn reads {FORMAT}; "
-            "update xattn, or give another directory."
-        )
+def _require_ttl(ttl_seconds: float | None) -> None:
+    fits = ttl_seconds is None or (is_number(ttl_seconds) and ttl_seconds > 0)
+    require(fits, "ttl_seconds", "above 0, or None", ttl_seconds)

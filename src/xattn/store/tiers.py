@@ -18,9 +18,9 @@ from xattn.memory import Memory
 from xattn.store import files
 from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
-from xattn.store.disk import Disk, Stamp, every_row
+from xattn.store.disk import Disk, Stamp, every_row, sweep
 from xattn.store.index import Index, Row
-from xattn.store.payload import Payload
+from xattn.store.payload import Header, Payload
 from xattn.store.ram import Ram
 
 log = logging.getLogger("xattn.store")
@@ -29,6 +29,8 @@ INDEX_REST_SECONDS = 5.0
 """An index that did not answer is left in peace so long."""
 TOUCH_SECONDS = 5.0
 """Uses are noted in the index this often, and when the store is closed."""
+QUARANTINE_SHARE = 0.1
+"""Of the budget of the disk, what was set aside may take at most."""
 
 Verify = Literal["always", "first", "never"]
 
@@ -68,16 +70,18 @@ class Tiers:
         *,
         disk: Disk,
         ram: Ram,
-        cold: Cold | None,
+        cold: tuple[str, int | None] | None,
         capacity_bytes: int,
         quota_bytes: int | None,
         secret: bytes | None,
+        salt: str,
         verify: Verify,
         codec: CodecName,
     ) -> None:
-        self.disk, self.ram, self.cold = disk, ram, cold
-        self.root = disk.root
-        self.index = Index(self.root / "index.sqlite", lambda: every_row(self.root))
+        self.disk, self.ram = disk, ram
+        self.cold = None if cold is None else Cold(cold[0], disk.tenant, cold[1], self.do_without)
+        self.root, self._salt = disk.root, salt
+        self.index = Index(self.root, lambda: every_row(self.root))
         self.capacity_bytes, self.quota_bytes = capacity_bytes, quota_bytes
         self.verify_when, self._secret, self.codec = verify, secret, codec
         self.counters = StoreCounters()
@@ -89,57 +93,94 @@ class Tiers:
         self._index_is_behind = False
         self._lock = threading.Lock()
 
-    def find(self, digest: str) -> Memory | None:
-        """The memory from the nearest place that has it, or None."""
-        memory = self.ram.get(digest, time.time())
+    def find(self, digest: str, positions: int | None = None) -> Memory | None:
+        """The memory from the nearest place that has it, or None.
+
+        ``positions`` is how many it must have, where that is known.
+        """
+        memory = self._held(digest, positions)
         if memory is not None:
             self.counters.ram_hits += 1
             self._note_use(digest)
             return memory
-        memory = self._read(digest)
+        try:
+            memory = self._read(digest, positions)
+        except StoreUnavailableError as error:
+            if self.cold is None:
+                raise
+            self.do_without(error)  # another tier may have it
         if memory is not None:
             self.counters.disk_hits += 1
             self._note_use(digest)
             return memory
-        return self._fetch(digest)
+        return self._fetch(digest, positions)
 
-    def _read(self, digest: str, *, again: bool = False) -> Memory | None:
-        """The memory on the local disk, or None; what is not what was written is set aside.
+    def _held(self, digest: str, positions: int | None) -> Memory | None:
+        """The memory that this process holds, if the disk still has what it was read from."""
+        held = self.ram.get(digest, time.time())
+        if held is None:
+            return None
+        try:
+            same = held.stamp is None or held.stamp == self.disk.stamp(digest)
+        except OSError:
+            same = True  # the disk does not answer, and need not
+        if same and positions in (None, len(held.memory)):
+            return held.memory
+        self.forget(digest)
+        return None
 
-        It is looked at twice: somebody else may have set it aside, and written it anew.
-        """
+    def _read(self, digest: str, positions: int | None, *, again: bool = False) -> Memory | None:
+        """The memory on the local disk, or None; what is not what was written is set aside."""
         try:
             found = self.disk.open(digest)
             if found is None:
                 return None
             payload, stamp = found
-            if not payload.header.serves(self.codec):
-                return None  # a loss is chosen by whoever reads, never by whoever wrote
-            expires = payload.header.expires
-            if expires is not None and expires < time.time():
-                self.counters.expired += 1
+            if self._is_anothers(payload, digest):
                 return None
             if self._must_verify(digest, stamp):
                 payload.verify(digest, self._secret)
                 self._verified[digest] = stamp
-            memory = payload.memory()
+            header, memory = payload.header, _sized(payload, positions)
+            if not header.serves(self.codec):
+                return None  # a loss is chosen by whoever reads, never by whoever wrote
+            if _is_late(header) and not self.disk.is_pinned(digest):
+                self.counters.expired += 1
+                return None
         except CorruptEntryError as error:
-            if not again:
-                return self._read(digest, again=True)
-            self.set_aside(digest, error)
-            return None
+            if self.set_aside(digest, error, positions) or again:
+                return None
+            return self._read(digest, positions, again=True)
         except OSError as error:
             raise files.unavailable(self.disk.path(digest), error) from error
-        self.counters.encode_seconds_saved += payload.header.encode_seconds
-        self.ram.put(digest, memory, expires)
+        self.counters.encode_seconds_saved += header.encode_seconds
+        self.ram.put(digest, memory, header.expires, stamp)
         return memory
+
+    def _is_anothers(self, payload: Payload, digest: str) -> bool:
+        """Whether it is whole and belongs to a store with another tenant or secret."""
+        key = payload.header.key
+        return key.tenant != self._salt and key.digest == digest
+
+    def require_whole(self, digest: str, positions: int | None = None) -> bool:
+        """Read an entry, all of it; whether there is one.
+
+        Raises :class:`CorruptEntryError` where it is not what was written.
+        """
+        found = self.disk.open(digest)
+        if found is None:
+            return False
+        payload = found[0]
+        payload.verify(digest, None if self._is_anothers(payload, digest) else self._secret)
+        _sized(payload, positions)
+        return True
 
     def _must_verify(self, digest: str, stamp: Stamp) -> bool:
         if self.verify_when == "first":
             return self._verified.get(digest) != stamp
         return self.verify_when == "always"
 
-    def _fetch(self, digest: str) -> Memory | None:
+    def _fetch(self, digest: str, positions: int | None) -> Memory | None:
         """The memory of the shared tier, verified, and kept on the disk from now on; or None.
 
         What is there belongs to all machines: what this one cannot use is left where it is.
@@ -150,15 +191,14 @@ class Tiers:
         try:
             payload = Payload(bytearray(content))
             payload.verify(digest, self._secret)
-            header, memory = payload.header, payload.memory()
+            header, memory = payload.header, _sized(payload, positions)
         except StoreFormatError:
             return None
         except CorruptEntryError as error:
             self.counters.quarantined += 1
             log.warning("entry %s of the shared tier is not used: %s", digest, error)
             return None
-        late = header.expires is not None and header.expires < time.time()
-        if late or not header.serves(self.codec):
+        if _is_late(header) or not header.serves(self.codec):
             return None
         self.counters.cold_hits += 1
         self.counters.encode_seconds_saved += header.encode_seconds
@@ -167,7 +207,7 @@ class Tiers:
                 self.keep(digest, content)
             except StoreUnavailableError as error:
                 self.do_without(error)
-        self.ram.put(digest, memory, header.expires)
+        self.ram.put(digest, memory, header.expires, None)
         return memory
 
     @property
@@ -202,9 +242,13 @@ class Tiers:
     def evict(self, row: Row, *, expired: bool = False) -> bool:
         """Remove an entry of any tenant, unless it is pinned or leased; whether it is gone."""
         disk = Disk(self.root, row.tenant)
-        if disk.is_pinned(row.digest) and not expired:
-            return False
-        if not files.remove_unless_leased(disk.path(row.digest)):
+        try:
+            if disk.is_pinned(row.digest):
+                return False
+            if not files.remove_unless_leased(disk.path(row.digest)):
+                return False
+        except OSError as error:
+            self.do_without(files.unavailable(disk.path(row.digest), error))
             return False
         self.index.evicted(row.digest)
         self.forget(row.digest)
@@ -214,19 +258,42 @@ class Tiers:
             self.counters.evictions += 1
         return True
 
+    def collect(self) -> int:
+        """Make the index agree with the disk, remove what expired or does not fit; how many."""
+        before = self.counters.evictions + self.counters.expired
+        swept = sweep(self.root, int(self.capacity_bytes * QUARANTINE_SHARE))
+        self.catch_up()
+        for row in self.index.rows(self.disk.tenant):
+            if row.expires is not None and row.expires < time.time():
+                self.evict(row, expired=True)
+        self.make_room()
+        return swept + self.counters.evictions + self.counters.expired - before
+
     def forget(self, digest: str) -> None:
         """Hold nothing of an entry in this process."""
         self.ram.drop(digest)
         self._verified.pop(digest, None)
 
-    def set_aside(self, digest: str, error: CorruptEntryError) -> None:
-        """Quarantine an entry that is not what was written."""
-        self.counters.quarantined += 1
+    def set_aside(
+        self, digest: str, error: CorruptEntryError, positions: int | None = None
+    ) -> bool:
+        """Quarantine an entry that is not what was written; False if it is whole by now."""
         self.forget(digest)
+
+        def is_bad() -> bool:
+            try:
+                return not self.require_whole(digest, positions)
+            except CorruptEntryError:
+                return True
+
         with files.answering(self.disk.quarantine_folder):
-            target = self.disk.quarantine(digest)
+            target = self.disk.quarantine(digest, is_bad)
+        if target is None:
+            return False
+        self.counters.quarantined += 1
         log.warning("entry %s was set aside, and is encoded again: %s (%s)", digest, error, target)
         self.indexed(lambda: self.index.remove([digest]))
+        return True
 
     def catch_up(self) -> None:
         """Make the index agree with this tenant's payloads."""
@@ -240,8 +307,10 @@ class Tiers:
         """Count a failure, and say so the first time."""
         self.counters.failures += 1
         kind = type(error).__name__
-        if kind not in self._warned:
+        with self._lock:
+            first = kind not in self._warned
             self._warned.add(kind)
+        if first:
             log.warning("the memory store does not answer and is done without: %s", error)
 
     def indexed(self, work: Callable[[], None]) -> None:
@@ -278,3 +347,15 @@ class Tiers:
             uses, self._uses = dict(self._uses), Counter()
             self._touched = time.monotonic()
         self.indexed(lambda: self.index.touch(uses))
+
+
+def _is_late(header: Header) -> bool:
+    return header.expires is not None and header.expires < time.time()
+
+
+def _sized(payload: Payload, positions: int | None) -> Memory:
+    """The memory; :class:`CorruptEntryError` where it has another number of positions."""
+    memory = payload.memory()
+    if positions not in (None, len(memory)):
+        raise CorruptEntryError(f"it has {len(memory)} positions, and its source {positions}.")
+    return memory
