@@ -21,9 +21,9 @@ from xattn.decoding.stopping import StopFilter
 from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
-from xattn.errors import CorruptCheckpointError, PromptError, UsageError, require
+from xattn.errors import CorruptCheckpointError, PromptError, UsageError, is_whole, require
 from xattn.generation import Generation
-from xattn.inputs.audio import FRAMES_PER_SECOND, read_audio
+from xattn.inputs.audio import read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
@@ -34,9 +34,9 @@ from xattn.models.encode import (
     prepare_audio,
     prepare_long_audio,
     prepare_long_text,
-    prepare_mel_window,
     prepare_texts,
     prepare_token_ids,
+    prepare_window,
     text_of,
 )
 from xattn.models.formats import read_checkpoint
@@ -46,6 +46,10 @@ from xattn.models.state import Projection
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
 from xattn.store import MemoryStore
+
+CHUNK_TOKENS = 512
+"""Tokens in a chunk of a long text, at most, where nobody says."""
+NO_SPOKEN_LANGUAGE = "left out for audio (it belongs to generate)"
 
 Source = Any
 """Text or token ids for text encoders; a path, bytes, file object or array for audio encoders."""
@@ -171,12 +175,7 @@ class Model:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
         if self._asker.reads_audio:
-            require(
-                language is None,
-                "language",
-                "left out for audio (it belongs to generate)",
-                language,
-            )
+            require(language is None, "language", NO_SPOKEN_LANGUAGE, language)
             return [
                 prepare_audio(self.network, read_audio(source, sample_rate=sample_rate))
                 for source in sources
@@ -197,22 +196,31 @@ class Model:
         self,
         source: Source,
         *,
-        max_positions: int = 512,
+        max_positions: int | None = None,
         language: str | None = None,
         sample_rate: int | None = None,
     ) -> list[Prepared]:
         """A source of any length in pieces: chunks of a text, windows of a recording.
 
-        A text is cut at sentence ends into chunks of at most ``max_positions`` tokens, such that an
-        edit changes its own chunk only. The pieces are attended to together:
+        A text is cut at sentence ends into chunks of at most ``max_positions`` tokens (512 if not
+        given), such that an edit changes its own chunk only; a recording into the windows that
+        :meth:`transcribe` begins with. A decoder-only model goes on from all of a text, which is
+        one piece. The pieces are attended to together:
         ``model.generate(store.get_or_encode_prepared(model, pieces))``.
         """
+        if self._asker.reads_audio or self.spec.encoder is None:
+            bound = "left out for audio and for decoder-only models, which do not cut into chunks"
+            require(max_positions is None, "max_positions", bound, max_positions)
         if self._asker.reads_audio:
+            require(language is None, "language", NO_SPOKEN_LANGUAGE, language)
             return prepare_long_audio(self.network, read_audio(source, sample_rate=sample_rate))
         if self.spec.encoder is None:
-            return [self.prepare(source)]  # what goes on from it goes on from all of it
+            return [self.prepare(source, language=language, sample_rate=sample_rate)]
+        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
         text = TextSource(text_of(source), language)
-        return prepare_long_text(self.network, self._tokenizer, text, max_positions)
+        most = CHUNK_TOKENS if max_positions is None else max_positions
+        require(is_whole(most, 1), "max_positions", "at least 1, or None", max_positions)
+        return prepare_long_text(self.network, self._tokenizer, text, most)
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources; texts share one padded encoder pass."""
@@ -406,12 +414,8 @@ class Model:
         recording = read_audio(source, sample_rate=sample_rate)
 
         def memory_of(window: Window) -> Memory:
-            prepared = prepare_mel_window(
-                self.network,
-                window.mel_MF,
-                label=recording.label,
-                seconds=window.frames / FRAMES_PER_SECOND,
-                start_seconds=window.start_seconds,
+            prepared = prepare_window(
+                self.network, window.recording, window.mel_MF, window.start, window.frames
             )
             return self._remembered([prepared])[0]
 

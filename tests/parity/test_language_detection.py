@@ -16,7 +16,7 @@ from xattn.inputs.text import Encoded
 from xattn.memory import Memory
 from xattn.models.build import build
 from xattn.models.encode import encode as encode_prepared
-from xattn.models.encode import prepare_mel_window
+from xattn.models.encode import prepare_window
 from xattn.models.formats import huggingface
 from xattn.models.network import Network
 
@@ -93,10 +93,8 @@ def noise(seconds: float, seed: int) -> Audio:
 
 def transcription(network: Network, audio: Audio, **options: object) -> Transcription:
     def encode(window: Window) -> Memory:
-        times = dict(seconds=window.frames / 100, start_seconds=window.start_seconds)
-        [memory] = encode_prepared(
-            network, [prepare_mel_window(network, window.mel_MF, label="", **times)]
-        )
+        place = (window.recording, window.mel_MF, window.start, window.frames)
+        [memory] = encode_prepared(network, [prepare_window(network, *place)])
         return memory
 
     quick = {"beam_size": 1, "temperature": 0.0, "max_new_tokens": 4, "no_speech_threshold": None}

@@ -16,9 +16,9 @@ from xattn.decoding.fallback import HeardWindow
 from xattn.decoding.segments import Segment
 from xattn.decoding.transcription import word_timings
 from xattn.decoding.whisper_tokens import WhisperTokens
-from xattn.inputs.audio import cut_window, file_log_mel
+from xattn.inputs.audio import Audio, cut_window, file_log_mel
 from xattn.model import Model, load
-from xattn.models.encode import encode, prepare_mel_window
+from xattn.models.encode import encode, prepare_window
 
 RECORDING = Path(__file__).parents[2] / "examples" / "assets" / "recording.wav"
 START, BEGIN, END, PREVIOUS = 50257, 50363, 50256, 50360
@@ -126,9 +126,8 @@ def test_word_times_equal_ctranslate2(
     begins = {}
     for row, position in result.alignments:
         begins.setdefault(row, position / 50)
-    window = cut_window(mel, 0, frames)
-    times = dict(seconds=frames / 100, start_seconds=0.0)
-    prepared = prepare_mel_window(model.network, window, label="", **times)
+    recording = Audio(samples, 16000, "")
+    prepared = prepare_window(model.network, recording, mel, 0, frames)
     [memory] = encode(model.network, [prepared])
     heard = HeardWindow(model.network, memory)
     timings = word_timings(heard, tokens, [START], text, "en", frames)

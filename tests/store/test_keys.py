@@ -48,7 +48,7 @@ def image_key(source):
 
 
 def audio_key(samples, **how):
-    return key_of("x", source=read_audio(samples, **how).digest, modality="audio")
+    return key_of("x", source=read_audio(samples, **how).digest(), modality="audio")
 
 
 def table_key(*rows, header=("a", "b")):

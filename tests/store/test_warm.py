@@ -124,3 +124,33 @@ def test_a_long_text_is_attended_to_in_chunks(tmp_path):
     letters = {place for place, letter in enumerate(text) if letter.isalpha()}
     assert letters <= covered
     assert model.generate(memories, max_new_tokens=5).tokens
+
+
+def test_a_transcription_hears_the_windows_that_were_encoded_before(tmp_path):
+    model, store = xattn.load("whisper-tiny.en"), MemoryStore(tmp_path)
+    fresh = model.transcribe(RECORDING, beam_size=1)
+    store.get_or_encode_prepared(model, model.prepare_long(RECORDING))
+    model.store = MemoryStore(tmp_path)
+    before = model.counters.encoder_passes
+    warm = model.transcribe(RECORDING, beam_size=1)
+    assert (warm.segments, warm.encoder_passes) == (fresh.segments, 0)
+    assert model.counters.encoder_passes == before
+    assert {row.label for row in store.entries()} == {RECORDING.name}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("whisper-tiny.en", {"max_positions": 100}),
+        ("whisper-tiny.en", {"language": "en"}),
+        ("smollm2-135m-instruct", {"max_positions": 100}),
+        ("smollm2-135m-instruct", {"sample_rate": 8000}),
+        ("g2p-en", {"max_positions": 0}),
+        ("g2p-en", {"sample_rate": 8000}),
+    ],
+)
+def test_what_a_source_cannot_have_is_refused(name, options):
+    model = xattn.load(name)
+    source = RECORDING if "whisper" in name else "A text."
+    with pytest.raises(xattn.UsageError, match=f"`{next(iter(options))}` must be"):
+        model.prepare_long(source, **options)

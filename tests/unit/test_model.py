@@ -359,5 +359,29 @@ def test_a_weight_may_lie_across_memory(tmp_path):
     assert not weight.is_contiguous()
     assert model.encode(SOURCE).key == before
     weight.data[0, 0] += 1
+    assert model.encode(SOURCE).key != before
+
+
+@pytest.mark.parametrize("place", [(3, slice(None)), (slice(None), 5)], ids=["row", "column"])
+def test_a_row_or_column_that_changes_unseen_by_autograd_changes_keys(tmp_path, monkeypatch, place):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    monkeypatch.setattr("xattn.models.network.STAMP_WHOLE", 0)  # as of a large model
+    for weight in (
+        model.network.encoder.embed.weight,
+        model.network.encoder.layers[0].ffn.up.weight,
+    ):
+        before = model.encode(SOURCE).key
+        assert model.encode(SOURCE).key == before
+        weight.data[place] += 1
+        assert model.encode(SOURCE).key != before
+
+
+def test_a_number_that_changes_unseen_has_to_be_told_of_in_a_large_model(tmp_path, monkeypatch):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    monkeypatch.setattr("xattn.models.network.STAMP_WHOLE", 0)
+    before = model.encode(SOURCE).key
+    model.network.encoder.layers[0].self_attn.q.weight.data[0, 1] += 1
     model.network.weights_changed()
     assert model.encode(SOURCE).key != before

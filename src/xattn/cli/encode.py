@@ -37,7 +37,7 @@ Sources = Annotated[
     typer.Argument(metavar="FILE", help="Recordings, or text files; - reads one from stdin."),
 ]
 MaxPositions = Annotated[
-    int, typer.Option(min=1, help="Tokens in a chunk of a long text, at most.")
+    int | None, typer.Option(min=1, help="Tokens in a chunk of a long text, at most.")
 ]
 SourceLanguage = Annotated[
     str | None,
@@ -49,7 +49,7 @@ def encode(
     sources: Sources = None,
     *,
     model: ModelName = "",
-    max_positions: MaxPositions = 512,
+    max_positions: MaxPositions = None,
     source_language: SourceLanguage = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -69,7 +69,7 @@ def encode(
     require_one_input(sources, jsonl, output, what="FILE")
     store = open_store(cache_dir)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
-    how: dict[str, Any] = {"max_positions": max_positions}
+    how: dict[str, Any] = {} if max_positions is None else {"max_positions": max_positions}
     if source_language is not None:
         how["language"] = source_language
 

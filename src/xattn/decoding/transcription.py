@@ -22,7 +22,7 @@ from xattn.decoding.voice import Voiced, keep_voiced
 from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.decoding.words import Draft, Timing, finished, group, place_words
 from xattn.errors import PromptError, UsageError, require
-from xattn.inputs.audio import FRAMES_PER_SECOND, Audio, cut_window, file_log_mel
+from xattn.inputs.audio import FRAMES_PER_SECOND, Audio, file_log_mel
 from xattn.inputs.text import Tokenizer
 from xattn.memory import Memory
 from xattn.models.network import Network
@@ -33,18 +33,15 @@ UNDETERMINED = "und"
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """What the encoder is to hear: log-mel frames ``[M, F]``, filled up to the encoder's window."""
+    """What the encoder is to hear of a recording."""
 
+    recording: Audio
     mel_MF: Tensor
+    """Log-mel frames of all of it."""
     start: int
-    """Frame of the recording that it begins at."""
+    """Frame that the window begins at."""
     frames: int
-    """Frames that hold audio."""
-
-    @property
-    def start_seconds(self) -> float:
-        """Seconds of the recording before it."""
-        return self.start / FRAMES_PER_SECOND
+    """Frames of it that hold audio."""
 
 
 Encode = Callable[[Window], Memory]
@@ -82,7 +79,8 @@ class Transcription:
         if settings.vad_filter and settings.clip_timestamps == (0.0,):
             self._voiced = keep_voiced(audio.samples_T, settings.vad_parameters)
         self._stem = network.spec.encoder.audio
-        self._mel_MF = file_log_mel(self._voiced.samples_T, self._stem.mel_bins)
+        self._recording = Audio(self._voiced.samples_T, audio.sample_rate, audio.label)
+        self._mel_MF = file_log_mel(self._recording.samples_T, self._stem.mel_bins)
         self._total = self._mel_MF.shape[1]
         self._clips = _clips(settings.clip_timestamps, self._total)
         self._heard: dict[tuple[int, int], HeardWindow] = {}
@@ -173,9 +171,8 @@ class Transcription:
         """The window's memory, by one encoder pass unless it has been heard for its language."""
         if (start, frames) in self._heard:
             return self._heard.pop((start, frames))
-        mel_MF = cut_window(self._mel_MF, start, frames, self._stem.frames)
         before = self._network.counters.encoder_passes
-        memory = self._encode(Window(mel_MF, start, frames))
+        memory = self._encode(Window(self._recording, self._mel_MF, start, frames))
         self.encoder_passes += self._network.counters.encoder_passes - before
         return HeardWindow(self._network, memory)
 

@@ -18,7 +18,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -36,7 +36,7 @@ from xattn.errors import (
     UsageError,
     require,
 )
-from xattn.memory import digest_of
+from xattn.memory import Hash, digest_of
 
 SAMPLE_RATE = 16_000
 FFT_SAMPLES = 400
@@ -67,6 +67,7 @@ class Audio:
     sample_rate: int
     label: str
     """The file's name, or what kind of object the samples came from."""
+    _digests: dict[Hash, str] = field(default_factory=dict, repr=False)
 
     @property
     def seconds(self) -> float:
@@ -78,10 +79,11 @@ class Audio:
         """What a memory's key digests: rate (uint32), then samples (float32), little endian."""
         return struct.pack("<I", self.sample_rate) + self.samples_T.astype("<f4").tobytes()
 
-    @property
-    def digest(self) -> str:
-        """64 hexadecimal characters over :attr:`canonical_bytes`."""
-        return digest_of(self.canonical_bytes)
+    def digest(self, hash: Hash = "blake3") -> str:
+        """64 hexadecimal characters over :attr:`canonical_bytes`, taken once."""
+        if hash not in self._digests:
+            self._digests[hash] = digest_of(self.canonical_bytes, hash=hash)
+        return self._digests[hash]
 
 
 def read_audio(source: AudioSource, *, sample_rate: int | None = None) -> Audio:

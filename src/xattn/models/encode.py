@@ -29,7 +29,6 @@ from xattn.memory import (
     MemoryKey,
     Span,
     SpanTable,
-    bytes_of,
     digest_of,
 )
 from xattn.models.network import Network
@@ -96,7 +95,7 @@ def prepare_texts(
         _check_ids(network, encoded.ids, label)
         prepared.append(
             Prepared(
-                key=_key(network, text.encode(), how, encoder),
+                key=_key(network, digest_of(text.encode(), hash=network.hash), how, encoder),
                 inputs=encoded.ids,
                 spans=encoded.spans,
                 label=label,
@@ -141,17 +140,11 @@ def prepare_long_audio(network: Network, recording: Audio) -> list[Prepared]:
     """
     stem = _stem(network)
     mel_MF = audio.file_log_mel(recording.samples_T, stem.mel_bins)
-    total, prepared = mel_MF.shape[1], []
-    for start in range(0, total, stem.frames):
-        frames = min(stem.frames, total - start)
-        window_MF = audio.cut_window(mel_MF, start, frames, stem.frames)
-        times = (frames / audio.FRAMES_PER_SECOND, start / audio.FRAMES_PER_SECOND)
-        prepared.append(
-            prepare_mel_window(
-                network, window_MF, label=recording.label, seconds=times[0], start_seconds=times[1]
-            )
-        )
-    return prepared
+    total = mel_MF.shape[1]
+    return [
+        prepare_window(network, recording, mel_MF, start, min(stem.frames, total - start))
+        for start in range(0, total, stem.frames)
+    ]
 
 
 def text_of(source: object) -> str:
@@ -182,7 +175,12 @@ def prepare_token_ids(network: Network, sources: Sequence[Sequence[int]]) -> lis
         _check_ids(network, ids, label)
         prepared.append(
             Prepared(
-                key=_key(network, str(ids).encode(), _how(network, "token-ids/1"), encoder),
+                key=_key(
+                    network,
+                    digest_of(str(ids).encode(), hash=network.hash),
+                    _how(network, "token-ids/1"),
+                    encoder,
+                ),
                 inputs=ids,
                 spans=SpanTable.even(len(ids), 1.0, "tokens"),
                 label=label,
@@ -204,32 +202,31 @@ def prepare_audio(network: Network, recording: Audio) -> Prepared:
         )
     mel_MF = audio.window_log_mel(recording.samples_T, stem.mel_bins, stem.frames)
     how = f"{audio.PREPROCESSING} window {stem.mel_bins} {stem.frames}"
-    return _prepared_mel(
-        network, mel_MF, _key(network, recording.canonical_bytes, how), recording.label,
-        seconds=recording.seconds,
-    )  # fmt: skip
+    return _prepared_mel(network, mel_MF, recording, how, seconds=recording.seconds)
 
 
-def prepare_mel_window(
-    network: Network, mel_MF: Tensor, *, label: str, seconds: float, start_seconds: float
+def prepare_window(
+    network: Network, recording: Audio, mel_MF: Tensor, start: int, frames: int
 ) -> Prepared:
-    """A window of log-mel frames that was cut from those of a longer recording.
+    """A window of a longer recording, whose log-mel frames are ``mel_MF``.
 
-    It begins at ``start_seconds`` of the recording, and ``seconds`` of it hold audio.
+    It begins at frame ``start``, and ``frames`` of it hold audio; what is missing to the encoder's
+    window is filled up after the transform (as openai-whisper), not before it.
     """
     stem = _stem(network)
-    how = f"{audio.PREPROCESSING} frames {stem.mel_bins} {stem.frames}"
+    how = f"{audio.PREPROCESSING} recording {stem.mel_bins} {stem.frames} at {start}+{frames}"
     return _prepared_mel(
-        network, mel_MF, _key(network, bytes_of(mel_MF), how), label,
-        seconds=seconds, start_seconds=start_seconds,
+        network, audio.cut_window(mel_MF, start, frames, stem.frames), recording, how,
+        seconds=frames / audio.FRAMES_PER_SECOND,
+        start_seconds=start / audio.FRAMES_PER_SECOND,
     )  # fmt: skip
 
 
 def _prepared_mel(
     network: Network,
     mel_MF: Tensor,
-    key: MemoryKey,
-    label: str,
+    recording: Audio,
+    how: str,
     *,
     seconds: float,
     start_seconds: float = 0.0,
@@ -237,10 +234,10 @@ def _prepared_mel(
     stem = _stem(network)
     positions = stem.frames // 2
     return Prepared(
-        key=key,
+        key=_key(network, recording.digest(network.hash), how),
         inputs=mel_MF,
         spans=SpanTable.even(positions, stem.seconds / positions, "seconds", start=start_seconds),
-        label=label,
+        label=recording.label,
         details={"seconds": seconds},
     )
 
@@ -289,12 +286,11 @@ def _how(network: Network, preprocessing: str) -> str:
     return preprocessing if network.encoder is not None else f"{KV_PREPROCESSING} {preprocessing}"
 
 
-def _key(
-    network: Network, source: bytes | memoryview, preprocessing: str, maker: str | None = None
-) -> MemoryKey:
+def _key(network: Network, source: str, preprocessing: str, maker: str | None = None) -> MemoryKey:
+    """``source`` is the digest of its canonical bytes."""
     encoder = network.spec.encoder
     return MemoryKey(
-        source=digest_of(source, hash=network.hash),
+        source=source,
         modality="text" if encoder is None else encoder.modality,
         preprocessing=preprocessing,
         encoder=network.encoder_digest if maker is None else maker,

@@ -24,8 +24,8 @@ from xattn.spec import Form, ModelSpec
 PADDING_SHARE = 0.25
 """Memories are projected as one padded batch while padding stays below this share of it."""
 
-STAMP_NUMBERS = 64
-"""Numbers of each encoder weight that are looked at before an old digest is trusted."""
+STAMP_WHOLE = 2**22
+"""Weights of so many numbers are looked at entirely before an old digest is trusted."""
 
 Attended = Memory | Projection
 
@@ -70,8 +70,9 @@ class Network(nn.Module):
         That is the encoder, or the decoder of a model that has none.
 
         Taken again when a weight was replaced or changed. A change behind autograd's back
-        (``weight.data += …``, as adapters are merged) is seen by looking at some numbers of each
-        weight; after one that touches a few numbers only, call :meth:`weights_changed`.
+        (``weight.data += …``, as adapters are merged) is seen by looking at the weights: at all
+        numbers of a small model, and at one of each row and column of a larger one. After a change
+        of single numbers of a larger model, call :meth:`weights_changed`.
         """
         maker: nn.Module = self.decoder if self.encoder is None else self.encoder
         stamp = _stamp(maker)
@@ -274,10 +275,20 @@ def kv_positions(item: Attended) -> int:
 def _stamp(maker: nn.Module) -> str:
     """Changes whenever a weight does, for the price of looking at some numbers of each."""
     weights = [weight.detach() for weight in maker.parameters()]
-    seen = [w.reshape(-1)[:: max(1, w.numel() // STAMP_NUMBERS)] for w in weights]
     places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
-    numbers = torch.cat([part.float() for part in seen]).cpu()
+    look = torch.flatten if sum(w.numel() for w in weights) <= STAMP_WHOLE else _diagonal
+    numbers = torch.cat([look(w).float() for w in weights]).cpu()
     return digest_of(places.encode(), bytes_of(numbers))
+
+
+def _diagonal(weight: Tensor) -> Tensor:
+    """Numbers of a weight such that each of its rows and each of its columns has one."""
+    if weight.dim() < 2:
+        return weight.flatten()
+    flat = weight.flatten(1)
+    rows, columns = flat.shape
+    offsets = (*range(0, columns, rows), *range(-columns, -rows, -columns))
+    return torch.cat([flat.diagonal(offset) for offset in offsets])
 
 
 def _identity(item: Attended) -> str:
