@@ -4,7 +4,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +49,16 @@ class Disk:
 
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.tenant = root, folder
-        self.folder = root / "tenants" / folder
-        self.quarantine_folder = root / "quarantine"
+
+    @property
+    def folder(self) -> Path:
+        """What is the tenant's; :class:`UnsafeStoreError` where it leads elsewhere."""
+        return files.require_real(self.root, "tenants", self.tenant)
+
+    @property
+    def quarantine_folder(self) -> Path:
+        """Where bad entries are set aside; :class:`UnsafeStoreError` where it leads elsewhere."""
+        return files.require_real(self.root, "quarantine")
 
     @classmethod
     def of_tenant(cls, root: Path, tenant: str) -> "Disk":
@@ -61,15 +68,17 @@ class Disk:
         )
 
     def path(self, digest: str) -> Path:
-        """Where the payload of a key is, or would be."""
-        return self.folder / require_digest(digest)[:2] / f"{digest}{SUFFIX}"
+        """Where the payload of a key is, or would be.
+
+        Raises :class:`UnsafeStoreError` where a folder on the way to it leads elsewhere.
+        """
+        folder = files.require_real(self.root, "tenants", self.tenant, require_digest(digest)[:2])
+        return folder / f"{digest}{SUFFIX}"
 
     def open(self, digest: str) -> tuple[Payload, Stamp] | None:
         """The payload, unverified, or None; one of another format's version is none, too."""
-        path = self.path(digest)
-        files.require_real(path.parent)
         try:
-            payload, status = Payload.open(path)
+            payload, status = Payload.open(self.path(digest))
         except (FileNotFoundError, StoreFormatError):
             return None
         return payload, Stamp.of(status)
@@ -83,17 +92,16 @@ class Disk:
 
     def write(self, digest: str, content: bytes) -> None:
         """Put a payload where its key says."""
-        path = self.path(digest)
-        files.require_real(path.parent)
-        files.write_whole(path, content)
+        files.write_whole(self.path(digest), content)
 
     def quarantine(self, digest: str, is_bad: Callable[[], bool]) -> Path | None:
         """Set an entry aside, where it can be looked at and is never read again.
 
         None where it is no longer there, or no longer bad: somebody has written it anew.
         """
-        self.quarantine_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self.quarantine_folder / f"{digest}-{time.time_ns()}{SUFFIX}"
+        folder = self.quarantine_folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target = folder / f"{digest}-{time.time_ns()}{SUFFIX}"
         path = self.path(digest)
         with files.changing(path.parent):
             if not is_bad():
@@ -119,16 +127,20 @@ class Disk:
         return self._pin(digest).exists()
 
     def _pin(self, digest: str) -> Path:
-        return self.folder / "pins" / require_digest(digest)
+        folder = files.require_real(self.root, "tenants", self.tenant, "pins")
+        return folder / require_digest(digest)
 
     # All of them
 
     def digests(self) -> Iterator[str]:
         """Every key that has a payload."""
-        for path in sorted(self.folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}")):
-            ours = _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]
-            if ours and path.is_file() and not path.is_symlink():
-                yield path.stem
+        for folder in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
+            if folder.is_symlink():
+                continue
+            for path in sorted(folder.glob(f"*{SUFFIX}")):
+                ours = _DIGEST.fullmatch(path.stem) and folder.name == path.stem[:2]
+                if ours and path.is_file() and not path.is_symlink():
+                    yield path.stem
 
     def row(self, digest: str) -> Row | None:
         """What the index should say of an entry, from the payload itself."""
@@ -160,7 +172,9 @@ def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
 
 def every_row(root: Path) -> Iterator[Row]:
     """Rows for all payloads of all tenants: what an index that was lost is made of again."""
-    for folder in sorted((root / "tenants").glob("*")):
+    for folder in sorted(files.require_real(root, "tenants").glob("*")):
+        if folder.is_symlink():
+            continue
         disk = Disk(root, folder.name)
         for digest in disk.digests():
             row = disk.row(digest)
@@ -174,20 +188,35 @@ def sweep(root: Path, most_set_aside: int) -> int:
     What was set aside may take ``most_set_aside`` bytes, the newest of it. Returns how many files
     went.
     """
-    now, removed = time.time(), 0
-    for pattern in ("", "quarantine/", "locks/", "tenants/*/*/"):
-        for partial in root.glob(f"{pattern}{files.PARTIAL}*"):
-            with suppress(FileNotFoundError):  # its writer has just finished
-                if now - partial.lstat().st_mtime > PARTIAL_SECONDS:
-                    partial.unlink()
-                    removed += 1
-    aside = [*root.glob(f"quarantine/*{SUFFIX}"), *root.glob("index*.damaged-*")]
-    dated = sorted(((path.lstat(), path) for path in aside), key=lambda pair: -pair[0].st_mtime)
+    now = time.time()
+    folders = [root, *(root / part for part in ("quarantine", "locks"))]
+    tenants = [path for path in (root / "tenants").glob("*") if not path.is_symlink()]
+    folders += [path for tenant in tenants for path in tenant.glob("*")]
+    left = [
+        partial
+        for folder in folders
+        if not folder.is_symlink()
+        for partial in folder.glob(f"{files.PARTIAL}*")
+        if now - partial.lstat().st_mtime > PARTIAL_SECONDS
+    ]
+    aside = [*root.glob("index*.damaged-*")]
+    if not (root / "quarantine").is_symlink():
+        aside += root.glob(f"quarantine/*{SUFFIX}")
     held = 0
-    for status, path in dated:
+    for status, path in sorted(((path.lstat(), path) for path in aside), key=_age):
         held += status.st_size
         if held > most_set_aside or now - status.st_mtime > QUARANTINE_SECONDS:
-            with suppress(FileNotFoundError):
-                path.unlink()
-                removed += 1
-    return removed
+            left.append(path)
+    return sum(map(_unlinked, left))
+
+
+def _age(dated: tuple[os.stat_result, Path]) -> float:
+    return -dated[0].st_mtime
+
+
+def _unlinked(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:  # its writer has just finished, or somebody else has swept
+        return False
+    return True

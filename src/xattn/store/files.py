@@ -51,13 +51,20 @@ def make_private(directory: Path) -> None:
         )
 
 
-def require_real(directory: Path) -> None:
-    """Raise :class:`UnsafeStoreError` where a directory inside of a store leads elsewhere."""
-    try:
-        if stat.S_ISLNK(directory.lstat().st_mode):
-            raise UnsafeStoreError(f"{directory} is a link, which a store never makes; remove it.")
-    except FileNotFoundError:
-        return
+def require_real(root: Path, *parts: str) -> Path:
+    """``root`` and the parts under it as a path.
+
+    Raises :class:`UnsafeStoreError` where a part is a link, and so leads elsewhere.
+    """
+    path = root
+    for part in parts:
+        path = path / part
+        try:
+            if stat.S_ISLNK(path.lstat().st_mode):
+                raise UnsafeStoreError(f"{path} is a link, which a store never makes; remove it.")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return path
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -197,6 +197,7 @@ class Payload:
     """
 
     def __init__(self, content: mmap.mmap | bytearray) -> None:
+        self.content = content
         self._tensors, self._metadata = read_safetensors(content)
         self.header = Header.loads(
             self._metadata.get("xattn", "null"), self._metadata.get("format", "")

@@ -29,8 +29,8 @@ def open_root(root: Path, capacity_bytes: int | None, *, owner: bool) -> int:
     """
     files.make_private(root)
     for part in PARTS:
-        files.require_real(root / part)
-    path = root / "store.json"
+        files.require_real(root, part)
+    path = files.require_real(root, "store.json")
     recorded = _recorded(path)
     if recorded is None:
         recorded = capacity_bytes or DEFAULT_CAPACITY_BYTES
@@ -59,7 +59,6 @@ def _record(path: Path, capacity_bytes: int) -> None:
 
 def _recorded(path: Path) -> int | None:
     """The budget in ``path``; None where there is no such file."""
-    files.require_real(path)
     try:
         content = json.loads(path.read_bytes())
         found, capacity = content["format"], content.get("capacity_bytes", DEFAULT_CAPACITY_BYTES)

@@ -21,6 +21,7 @@ from xattn.errors import (
     EntryNotFoundError,
     StoreError,
     StoreUnavailableError,
+    UnsafeStoreError,
     is_number,
     is_whole,
     require,
@@ -270,8 +271,8 @@ class MemoryStore:
                 digest = key if isinstance(key, str) else self.key_of(key).digest
                 try:
                     leases.append(files.Lease(self._tiers.disk.path(digest)))
-                except OSError:
-                    continue  # not on the disk: nothing that could be evicted
+                except (OSError, UnsafeStoreError):
+                    continue  # nothing is kept there, and so nothing is evicted
             yield
         finally:
             for lease in leases:
@@ -367,9 +368,10 @@ class MemoryStore:
                 if found is None:
                     raise EntryNotFoundError(f"there is no entry {digest} any more.")
                 found[0].verify(digest, self._secret)
-                yield digest, self._tiers.disk.path(digest).read_bytes()
+                yield digest, bytes(found[0].content)
 
-        return bundle.write(stream, payloads())
+        with files.answering(self.root):
+            return bundle.write(stream, payloads())
 
     def import_bundle(self, stream: IO[bytes], *, trust: bool = False) -> list[str]:
         """Take the memories of a bundle; returns their keys here.
@@ -442,10 +444,13 @@ class MemoryStore:
         stripes = sorted({int(digest[:8], 16) % STRIPES for digest in digests})
         with ExitStack() as stack:
             try:
+                folder = files.require_real(self.root, "locks")
                 for stripe in stripes:
-                    stack.enter_context(files.locked(self.root / "locks" / f"{stripe:03x}"))
+                    stack.enter_context(files.locked(folder / f"{stripe:03x}"))
             except OSError as error:
                 self._tiers.do_without(files.unavailable(self.root / "locks", error))
+            except UnsafeStoreError as error:
+                self._tiers.do_without(error)
             yield
 
 

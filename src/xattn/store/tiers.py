@@ -13,6 +13,7 @@ from xattn.errors import (
     StoreError,
     StoreFormatError,
     StoreUnavailableError,
+    UnsafeStoreError,
 )
 from xattn.memory import Memory
 from xattn.store import files
@@ -152,7 +153,7 @@ class Tiers:
                 return None
             return self._read(digest, positions, again=True)
         except OSError as error:
-            raise files.unavailable(self.disk.path(digest), error) from error
+            raise files.unavailable(self.disk.root, error) from error
         self.counters.encode_seconds_saved += header.encode_seconds
         self.ram.put(digest, memory, header.expires, stamp)
         return memory
@@ -247,8 +248,9 @@ class Tiers:
                 return False
             if not files.remove_unless_leased(disk.path(row.digest)):
                 return False
-        except OSError as error:
-            self.do_without(files.unavailable(disk.path(row.digest), error))
+        except (OSError, UnsafeStoreError) as error:
+            what = error if isinstance(error, StoreError) else files.unavailable(self.root, error)
+            self.do_without(what)
             return False
         self.index.evicted(row.digest)
         self.forget(row.digest)
