@@ -10,16 +10,15 @@ encoded again, and a disk, index or tier that does not answer is done without, w
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from xattn.errors import (
     CorruptEntryError,
     EntryNotFoundError,
-    StoreError,
     StoreUnavailableError,
     UnsafeStoreError,
     is_number,
@@ -27,61 +26,19 @@ from xattn.errors import (
     require,
     shown,
 )
-from xattn.memory import Memory, MemoryKey, Span
+from xattn.memory import Memory, MemoryKey
 from xattn.store import bundle, files
 from xattn.store.codecs import CODECS, CodecName
 from xattn.store.disk import Disk, require_digest
 from xattn.store.index import Row
-from xattn.store.payload import Payload, as_kept, pack
+from xattn.store.payload import Payload, pack
 from xattn.store.ram import Ram
 from xattn.store.root import default_root, open_root, salt_of
+from xattn.store.single_flight import Encodes, Named, SingleFlight
 from xattn.store.tiers import StoreCounters, Tiers, Verify
 
 DEFAULT_RAM_BYTES = 256 * 2**20
-BATCH = 32
-"""Sources that are encoded together, and kept before the next ones are."""
-STRIPES = 4096
-"""Locks that encoders share: a key has one of them, so that each is encoded once."""
-
 Verification: tuple[Verify, ...] = ("always", "first", "never")
-
-
-class Named(Protocol):
-    """A source that has its key and is not encoded yet."""
-
-    @property
-    def key(self) -> MemoryKey:
-        """The key of the memory that it makes."""
-        ...
-
-    @property
-    def spans(self) -> Sequence[Span]:
-        """Where in this source each position comes from."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """What a person would call it."""
-        ...
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """What its input side wants to remember."""
-        ...
-
-
-class Encodes(Protocol):
-    """What the store needs of a model."""
-
-    @property
-    def prepare(self) -> Callable[..., Any]:
-        """Names a source without encoding it."""
-        ...
-
-    @property
-    def encode_prepared(self) -> Callable[[Sequence[Any]], list[Memory]]:
-        """Encodes named sources."""
-        ...
 
 
 class MemoryStore:
@@ -91,13 +48,12 @@ class MemoryStore:
     the directory (20 GiB where nobody said), and set by whoever opens it without a tenant; for a
     tenant it bounds its own. ``quota_bytes`` is this tenant's budget, ``ram_bytes`` that of this
     process; entries that save the fewest seconds of encoding per byte, and were not used lately,
-    make room. ``codec`` says how states are written:
-    ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``int4``. ``secret`` (32 bytes) makes every
-    payload prove that it was written by someone who knows it; a store with another secret finds
-    other entries. ``verify`` says when a payload's
-    digest is taken again: at every read, at the first in a process, or never. ``ttl_seconds`` is
-    how long entries last. ``cold`` is an fsspec URL of a tier that machines share, with a budget of
-    ``cold_bytes``.
+    make room. ``codec`` says how states are written: ``float32``, ``bfloat16``, ``float16``,
+    ``int8`` or ``int4``. ``secret`` (32 bytes) makes every payload prove that it was written by
+    someone who knows it; a store with another secret finds other entries. ``verify`` says when a
+    payload's digest is taken again: at every read, at the first in a process, or never.
+    ``ttl_seconds`` is how long entries last. ``cold`` is an fsspec URL of a tier that machines
+    share, with a budget of ``cold_bytes``.
 
     Raises :class:`~xattn.errors.UsageError` for a value out of its bounds,
     :class:`~xattn.errors.UnsafeStoreError` where others can write ``root``,
@@ -148,6 +104,11 @@ class MemoryStore:
             salt=self._salt,
             verify=verify,
             codec=codec,
+        )
+        self._flight = SingleFlight(
+            self._tiers,
+            self.key_of,
+            lambda memory, seconds: self.put(memory, encode_seconds=seconds),
         )
 
     @property
@@ -246,21 +207,8 @@ class MemoryStore:
         return self.get_or_encode_prepared(model, [model.prepare(source, **how)])[0]
 
     def get_or_encode_prepared(self, model: Encodes, prepared: Sequence[Named]) -> list[Memory]:
-        """The same for sources that have their names, those missing in one batch."""
-        digests = [self.key_of(item.key).digest for item in prepared]
-        named = dict(zip(digests, prepared, strict=True))
-        found: dict[str, Memory] = {}
-        self._collect(named, found)
-        missing = [digest for digest in named if digest not in found]
-        for start in range(0, len(missing), BATCH):
-            some = {digest: named[digest] for digest in missing[start : start + BATCH]}
-            with self._one_encoder(list(some)):
-                self._collect(some, found)  # somebody may have been faster
-                self._encode_missing(model, some, found)
-        return [
-            replace(found[digest], spans=item.spans, label=item.label, details=item.details)
-            for digest, item in zip(digests, prepared, strict=True)
-        ]
+        """The same for sources that have their names, those missing in batches."""
+        return self._flight.memories(model, prepared)
 
     @contextmanager
     def lease(self, *keys: MemoryKey | str) -> Iterator[None]:
@@ -404,54 +352,6 @@ class MemoryStore:
                 )
                 self._put(memory, packed)
         return taken
-
-    # Inside
-
-    def _collect(self, named: dict[str, Named], found: dict[str, Memory]) -> None:
-        for digest, item in named.items():
-            if digest in found:
-                continue
-            try:
-                memory = self._tiers.find(digest, len(item.spans))
-            except StoreError as error:
-                self._tiers.do_without(error)
-                continue
-            if memory is not None:
-                found[digest] = memory
-
-    def _encode_missing(
-        self, model: Encodes, named: dict[str, Named], found: dict[str, Memory]
-    ) -> None:
-        missing = [digest for digest in named if digest not in found]
-        if not missing:
-            return
-        self.counters.misses += len(missing)
-        started = time.perf_counter()
-        memories = model.encode_prepared([named[digest] for digest in missing])
-        seconds = (time.perf_counter() - started) / len(missing)
-        for digest, memory in zip(missing, memories, strict=True):
-            try:
-                self.put(memory, encode_seconds=seconds)
-                # The first time is no better than the times after it: what a codec loses is lost.
-                memory = as_kept(memory, self.codec)
-            except StoreError as error:
-                self._tiers.do_without(error)
-            found[digest] = replace(memory, key=self.key_of(memory.key))
-
-    @contextmanager
-    def _one_encoder(self, digests: Sequence[str]) -> Iterator[None]:
-        """Hold the locks of these keys, so that nobody else encodes them meanwhile."""
-        stripes = sorted({int(digest[:8], 16) % STRIPES for digest in digests})
-        with ExitStack() as stack:
-            try:
-                folder = files.require_real(self.root, "locks")
-                for stripe in stripes:
-                    stack.enter_context(files.locked(folder / f"{stripe:03x}"))
-            except OSError as error:
-                self._tiers.do_without(files.unavailable(self.root / "locks", error))
-            except UnsafeStoreError as error:
-                self._tiers.do_without(error)
-            yield
 
 
 def _require_ttl(ttl_seconds: float | None) -> None:
