@@ -1,20 +1,29 @@
-"""Where long texts are cut: at the ends of sentences, decided by the sentences themselves.
+"""Where long sources are cut: content decides, so that an edit changes the chunks it is in.
 
-Content-defined chunking (Muthitacharoen, Chen and Mazières 2001) on sentences: a chunk ends where
-the digest of its last sentence says so, once it has some length, and no later than it must. An edit
-moves no boundary but those beside it, so that all other chunks keep their names.
+Content-defined chunking (Muthitacharoen, Chen and Mazières 2001) on sentences, with the choice by
+local extremum of Bjørner, Blass and Gurevich (2010): of the sentences that a chunk may end with, it
+ends with the one of the smallest digest. Chunks that begin at different places see mostly the same
+sentences, choose the same one, and agree from there on.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from xattn.errors import require
 from xattn.memory import digest_of
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])[”’」』）]*\s*|\n+\s*")
+_PARAGRAPH_END = re.compile(r"\n\s*\n\s*\Z")
 _WORD_END = re.compile(r"\s+")
-ONE_IN = 4
-"""Of this many sentences, one may end a chunk."""
+LEAST_SHARE = 4
+"""A chunk holds at least this part of what fits: one fourth."""
+REACH_CHARACTERS = 2048
+"""How far from the middle of a sentence that is too long a place to cut it is looked for."""
+SEEN_CHARACTERS = 16
+"""Characters on each side of such a place that decide whether it is taken."""
+
+Rank = tuple[int, str]
+"""The smaller, the sooner a chunk ends there."""
 
 
 def sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -31,49 +40,69 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
 def chunks(text: str, count: Callable[[str], int], most: int) -> list[tuple[int, int]]:
     """``[start, end)`` of pieces of ``text`` that ``count`` finds no longer than ``most`` (tokens).
 
-    A sentence that is longer alone is cut between words, a word that is longer between characters.
+    They end with sentences, and with paragraphs where they can. A sentence that is longer alone is
+    cut between words, a word that is longer between characters. ``count`` sees each sentence once.
     """
     require(most >= 1, "most", "at least 1", most)
-    pieces: list[tuple[int, int]] = []
-    start, length = 0, 0
-    for first, last in sentences(text):
-        size = count(text[first:last])
-        if length and length + size > most:
-            pieces.append((start, first))
-            start, length = first, 0
-        if size > most:
-            cuts = list(_within(text, first, last, count, most))
-            pieces += cuts[:-1]
-            start = cuts[-1][0]
-            size = count(text[start:last])
-        length += size
-        if 2 * length >= most and _ends_chunk(text[first:last]):
-            pieces.append((start, last))
-            start, length = last, 0
-    if start < len(text):
-        pieces.append((start, len(text)))
-    return pieces
+    parts = [
+        part for first, last in sentences(text) for part in _parts(text, first, last, count, most)
+    ]
+    starts = [0, *(end for end, _ in parts)]
+    ranks = [_rank(text[start:end]) for start, (end, _) in zip(starts, parts, strict=False)]
+    ends = group([size for _, size in parts], ranks, most)
+    return [(starts[a], starts[b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def _ends_chunk(sentence: str) -> bool:
-    return int(digest_of(sentence.strip().encode("utf-8", "surrogatepass"))[:8], 16) % ONE_IN == 0
+def group(sizes: Sequence[int], ranks: Sequence[Rank], most: int) -> list[int]:
+    """Where groups of neighbours end that have at most ``most`` together: before which of them.
+
+    A group ends after the smallest rank, the last of several, of those that leave it a fourth of
+    ``most`` or more. One that is larger alone is a group.
+    """
+    ends, start = [], 0
+    while start < len(sizes):
+        total, end, best = 0, start, None
+        while end < len(sizes) and (end == start or total + sizes[end] <= most):
+            total += sizes[end]
+            enough = LEAST_SHARE * total >= most
+            if enough and (best is None or ranks[end] <= ranks[best]):
+                best = end
+            end += 1
+        start = end if best is None or end == len(sizes) else best + 1
+        ends.append(start)
+    return ends
 
 
-def _within(
+def _rank(sentence: str) -> Rank:
+    """Ends of paragraphs come first; the digest decides between equals."""
+    return 0 if _PARAGRAPH_END.search(sentence) else 1, _digest(sentence.strip())
+
+
+def _digest(text: str) -> str:
+    return digest_of(text.encode("utf-8", "surrogatepass"))
+
+
+def _parts(
     text: str, first: int, last: int, count: Callable[[str], int], most: int
 ) -> Iterator[tuple[int, int]]:
-    start, end = first, first
-    places = [found.end() for found in _WORD_END.finditer(text, first, last)]
-    for place in (*places, last):
-        if end > start and count(text[start:place]) > most:
-            yield start, end
-            start = end
-        while count(text[start:place]) > most and place - start > 1:
-            # A word that is too long alone, or a script without spaces: between characters.
-            cut = start + max(1, (place - start) // 2)
-            while cut - start > 1 and count(text[start:cut]) > most:
-                cut = start + (cut - start) // 2
-            yield start, cut
-            start = cut
-        end = place
-    yield start, last
+    """End and size of pieces of a sentence, each within ``most`` if it has several characters."""
+    size = count(text[first:last])
+    if size <= most or last - first == 1:
+        yield last, size
+        return
+    middle = _middle(text, first, last)
+    yield from _parts(text, first, middle, count, most)
+    yield from _parts(text, middle, last, count, most)
+
+
+def _middle(text: str, first: int, last: int) -> int:
+    """A place near the middle that the characters around it choose: between words if there are."""
+    middle = (first + last) // 2
+    reach = min((last - first) // 4, REACH_CHARACTERS)
+    low, high = middle - reach, middle + reach
+    places = [found.end() for found in _WORD_END.finditer(text, low, high)]
+
+    def rank(place: int) -> str:
+        return _digest(text[max(first, place - SEEN_CHARACTERS) : place + SEEN_CHARACTERS])
+
+    return min(places or range(low, high + 1), key=rank)
