@@ -24,6 +24,7 @@ from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.errors import CorruptCheckpointError, PromptError, UsageError, is_whole, require
 from xattn.generation import Generation
 from xattn.inputs.audio import read_audio
+from xattn.inputs.table import Table
 from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
@@ -43,6 +44,7 @@ from xattn.models.formats import read_checkpoint
 from xattn.models.network import Attended, Counters, Network
 from xattn.models.resolve import resolve
 from xattn.models.state import Projection
+from xattn.models.tables import prepare_tables
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
 from xattn.store import MemoryStore
@@ -52,7 +54,7 @@ CHUNK_TOKENS = 512
 NO_SPOKEN_LANGUAGE = "left out for audio (it belongs to generate)"
 
 Source = Any
-"""Text or token ids for text encoders; a path, bytes, file object or array for audio encoders."""
+"""Text, token ids or a table for text encoders; a path, bytes, file object or array for audio."""
 
 
 def load(
@@ -133,11 +135,11 @@ class Model:
     ) -> Memory:
         """One encoder pass: ``source`` as a memory, to attend to as often as one likes.
 
-        A text encoder takes a string, a :class:`~pathlib.Path` to a text file, or token ids; an
-        audio encoder takes a path, the bytes of a file, a file object, or samples at
-        ``sample_rate`` (16 kHz if not given). ``language`` is the source language of translation
-        models that have a token for it. A decoder-only model reads a text itself: its memory is the
-        keys and values that a prompt then goes on from.
+        A text encoder takes a string, a :class:`~pathlib.Path` to a text file, token ids, or a
+        :class:`~xattn.Table`; an audio encoder takes a path, the bytes of a file, a file object, or
+        samples at ``sample_rate`` (16 kHz if not given). ``language`` is the source language of
+        translation models that have a token for it. A decoder-only model reads a text or table
+        itself: its memory is the keys and values that a prompt then goes on from.
 
         Raises :class:`~xattn.errors.SourceError` where the source is missing, unreadable, empty or
         longer than one memory holds.
@@ -182,15 +184,21 @@ class Model:
             ]
         require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
         ids = [token_ids_of(source) for source in sources]
+        tables = [source for source in sources if isinstance(source, Table)]
         texts = [
             TextSource(text_of(source), language)
             for source, row in zip(sources, ids, strict=True)
-            if row is None
+            if row is None and not isinstance(source, Table)
         ]
         given = [row for row in ids if row is not None]
+        reader = (self.network, self._tokenizer)
         of_ids = iter(prepare_token_ids(self.network, given) if given else ())
-        of_texts = iter(prepare_texts(self.network, self._tokenizer, texts) if texts else ())
-        return [next(of_texts if row is None else of_ids) for row in ids]
+        of_texts = iter(prepare_texts(*reader, texts) if texts else ())
+        of_tables = iter(prepare_tables(*reader, tables, language) if tables else ())
+        return [
+            next(of_tables if isinstance(source, Table) else of_texts if row is None else of_ids)
+            for source, row in zip(sources, ids, strict=True)
+        ]
 
     def prepare_long(
         self,

@@ -2,7 +2,7 @@
 
 Between the two stands whoever keeps memories: what has a name need not be encoded again.
 
-Axes: S positions, D model width, M mel bins, F log-mel frames.
+Axes: S positions, D model width, M mel bins, F log-mel frames; C channels, Y and X of pixels.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Prepared:
 
     key: MemoryKey
     inputs: list[int] | Tensor
-    """What the encoder reads: token ids, or log-mel frames ``[M, F]``."""
+    """What the encoder reads: token ids, log-mel frames ``[M, F]``, or pixels ``[C, Y, X]``."""
     spans: Sequence[Span]
     label: str
     details: dict[str, Any] = field(default_factory=dict)
@@ -79,29 +79,57 @@ def prepare_texts(
     Raises :class:`InvalidSourceError` where a text is empty or has more tokens than the encoder
     has positions, :class:`UsageError` for a language that the tokenizer does not know.
     """
+    prepared, encoder = [], network.encoder_digest  # once: it costs a look at the weights
+    for source in sources:
+        side, text = side_of(tokenizer, source.language), canonical_text(source.text)
+        if not text.strip():
+            raise InvalidSourceError(f"the source text is empty ({text!r}); nothing to encode.")
+        prepared.append(
+            prepare_written(
+                network,
+                side,
+                text,
+                source=text.encode(),
+                preprocessing=TEXT_PREPROCESSING,
+                encoder=encoder,
+            )
+        )
+    return prepared
+
+
+def side_of(tokenizer: Tokenizer | None, language: str | None) -> Tokenizer:
+    """The tokenizer for sources in ``language``; :class:`UsageError` where there is none."""
     if tokenizer is None:
         raise UsageError(
             "this checkpoint has no tokenizer, so it cannot encode text; "
             "pass token ids (a list of int)."
         )
-    prepared, encoder = [], network.encoder_digest  # once: it costs a look at the weights
-    for source in sources:
-        text = canonical_text(source.text)
-        if not text.strip():
-            raise InvalidSourceError(f"the source text is empty ({text!r}); nothing to encode.")
-        side = tokenizer if source.language is None else tokenizer.for_language(source.language)
-        encoded, how = side.encode(text), f"{_how(network, TEXT_PREPROCESSING)} {side.identity}"
-        label = _label(text)
-        _check_ids(network, encoded.ids, label)
-        prepared.append(
-            Prepared(
-                key=_key(network, digest_of(text.encode(), hash=network.hash), how, encoder),
-                inputs=encoded.ids,
-                spans=encoded.spans,
-                label=label,
-            )
-        )
-    return prepared
+    return tokenizer if language is None else tokenizer.for_language(language)
+
+
+def prepare_written(
+    network: Network,
+    side: Tokenizer,
+    text: str,
+    *,
+    source: bytes,
+    preprocessing: str,
+    encoder: str,
+) -> Prepared:
+    """What an encoder of text reads as ``text``, named by the bytes of its ``source``.
+
+    ``preprocessing`` says how the one became the other, ``encoder`` is the encoder's digest; spans
+    count the characters of ``text``. Raises :class:`InvalidSourceError` where it is too long.
+    """
+    encoded, label = side.encode(text), _label(text)
+    _check_ids(network, encoded.ids, label)
+    how = f"{_how(network, preprocessing)} {side.identity}"
+    return Prepared(
+        key=_key(network, digest_of(source, hash=network.hash), how, encoder),
+        inputs=encoded.ids,
+        spans=encoded.spans,
+        label=label,
+    )
 
 
 def prepare_long_text(
