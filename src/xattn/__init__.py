@@ -41,8 +41,10 @@ if TYPE_CHECKING:
         XattnError,
     )
     from xattn.generation import Generation
+    from xattn.inputs.table import Table, read_table
     from xattn.memory import Memory, MemoryKey, Span
     from xattn.model import Model, load
+    from xattn.models.pictures import PictureEncoder
     from xattn.spec import DecoderSpec, EncoderSpec, ModelSpec
     from xattn.store import MemoryStore
 
@@ -66,6 +68,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelSpec",
     "OfflineError",
+    "PictureEncoder",
     "PromptError",
     "Segment",
     "SourceError",
@@ -74,6 +77,7 @@ __all__ = [
     "StoreError",
     "StoreFormatError",
     "StoreUnavailableError",
+    "Table",
     "TensorError",
     "Transcript",
     "UnreadableSourceError",
@@ -85,14 +89,17 @@ __all__ = [
     "XattnError",
     "__version__",
     "load",
+    "read_table",
 ]
 
 _HOMES = {
     "xattn.decoding.segments": ("Segment", "Word"),
     "xattn.decoding.transcript": ("Transcript",),
     "xattn.generation": ("Generation",),
+    "xattn.inputs.table": ("Table", "read_table"),
     "xattn.memory": ("Memory", "MemoryKey", "Span"),
     "xattn.model": ("Model", "load"),
+    "xattn.models.pictures": ("PictureEncoder",),
     "xattn.spec": ("DecoderSpec", "EncoderSpec", "ModelSpec"),
     "xattn.store": ("MemoryStore",),
 }

@@ -40,6 +40,7 @@ def test_public_names_are_these():
         *("UnsupportedModelError", "UsageError", "XattnError"),
         *("MemoryStore", "StoreError", "StoreFormatError", "StoreUnavailableError"),
         *("CorruptEntryError", "EntryNotFoundError", "UnsafeStoreError"),
+        *("PictureEncoder", "Table", "read_table"),
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None

@@ -75,16 +75,12 @@ class Network(nn.Module):
         of single numbers of a larger model, call :meth:`weights_changed`.
         """
         maker: nn.Module = self.decoder if self.encoder is None else self.encoder
-        stamp = _stamp(maker)
+        stamp = stamp_of(maker.parameters())
         if self._encoder_digest is None or self._encoder_digest[0] != stamp:
             # Weights alone do not say how many heads they are cut into, or what eps a norm has.
-            parts: list[bytes | memoryview] = [
-                repr(self.spec.encoder or self.spec.decoder).encode()
-            ]
-            for name, weight in maker.named_parameters():
-                what = f"{name}{tuple(weight.shape)}{weight.dtype}"
-                parts += [what.encode(), bytes_of(weight.cpu())]
-            self._encoder_digest = (stamp, digest_of(*parts, hash=self.hash))
+            about = repr(self.spec.encoder or self.spec.decoder)
+            digest = digest_of_weights(about, maker.named_parameters(), self.hash)
+            self._encoder_digest = (stamp, digest)
         return self._encoder_digest[1]
 
     def weights_changed(self) -> None:
@@ -94,7 +90,7 @@ class Network(nn.Module):
     @property
     def decoder_stamp(self) -> str:
         """Changes whenever a weight of the decoder does, and what it projected is stale."""
-        return _stamp(self.decoder)
+        return stamp_of(self.decoder.parameters())
 
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -272,9 +268,18 @@ def kv_positions(item: Attended) -> int:
     return sum(len(memory) for memory in memories if memory.holds_kv)
 
 
-def _stamp(maker: nn.Module) -> str:
+def digest_of_weights(about: str, named: Iterable[tuple[str, Tensor]], hash: Hash) -> str:
+    """Digest over all numbers of the weights, their names, and what is said ``about`` them."""
+    parts: list[bytes | memoryview] = [about.encode()]
+    for name, weight in named:
+        what = f"{name}{tuple(weight.shape)}{weight.dtype}"
+        parts += [what.encode(), bytes_of(weight.cpu())]
+    return digest_of(*parts, hash=hash)
+
+
+def stamp_of(tensors: Iterable[Tensor]) -> str:
     """Changes whenever a weight does, for the price of looking at some numbers of each."""
-    weights = [weight.detach() for weight in maker.parameters()]
+    weights = [weight.detach() for weight in tensors]
     places = repr([(w.data_ptr(), w._version, w.shape, w.dtype) for w in weights])
     look = torch.flatten if sum(w.numel() for w in weights) <= STAMP_WHOLE else _diagonal
     numbers = torch.cat([look(w).float() for w in weights]).cpu()
