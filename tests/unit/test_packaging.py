@@ -37,7 +37,7 @@ def test_constraints_pin_every_direct_dependency_within_its_range(project):
     pins = requirements(ROOT / "requirements" / "constraints.txt")
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"]]
-    for extra in ("audio", "text", "gguf", "plot", "dev"):
+    for extra in ("audio", "text", "gguf", "plot", "vision", "dev"):
         lines += extras[extra]
     for wanted in map(Requirement, lines):
         [pin] = pins[canonicalize_name(wanted.name)].specifier

