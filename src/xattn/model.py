@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xattn.decoding.asking import Asker, Question
 from xattn.decoding.fallback import HeardWindow
-from xattn.decoding.prompts import Prompt, checked, token_ids_of
+from xattn.decoding.prompts import Prompt, checked
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.search import decode, stream
 from xattn.decoding.settings import Settings
@@ -21,37 +21,21 @@ from xattn.decoding.stopping import StopFilter
 from xattn.decoding.transcript import Transcript
 from xattn.decoding.transcription import Progress, Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
-from xattn.errors import CorruptCheckpointError, PromptError, UsageError, is_whole, require
+from xattn.errors import CorruptCheckpointError, PromptError, UsageError, require
 from xattn.generation import Generation
 from xattn.inputs.audio import read_audio
-from xattn.inputs.table import Table
 from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
-from xattn.models.encode import (
-    Prepared,
-    TextSource,
-    encode,
-    prepare_audio,
-    prepare_long_audio,
-    prepare_long_text,
-    prepare_texts,
-    prepare_token_ids,
-    prepare_window,
-    text_of,
-)
+from xattn.models.encode import Prepared, encode, prepare_window
 from xattn.models.formats import read_checkpoint
-from xattn.models.network import Attended, Counters, Network
+from xattn.models.network import Counters, Network
+from xattn.models.pins import Pins
 from xattn.models.resolve import resolve
-from xattn.models.state import Projection
-from xattn.models.tables import prepare_tables
+from xattn.models.sources import Sources
 from xattn.models.weights import Checkpoint
 from xattn.spec import Form, ModelSpec
 from xattn.store import MemoryStore
-
-CHUNK_TOKENS = 512
-"""Tokens in a chunk of a long text, at most, where nobody says."""
-NO_SPOKEN_LANGUAGE = "left out for audio (it belongs to generate)"
 
 Source = Any
 """Text, token ids or a table for text encoders; a path, bytes, file object or array for audio."""
@@ -105,7 +89,8 @@ class Model:
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
         self._asker = Asker(network, checkpoint.tokenizer, self.name)
-        self._pinned: dict[tuple[str, Form], tuple[str, Projection]] = {}
+        self._sources = Sources(network, checkpoint.tokenizer)
+        self._pins = Pins(network)
         self.store: MemoryStore | None = None
         """Where memories of raw sources are looked for, and kept; :meth:`encode` always encodes."""
 
@@ -176,29 +161,7 @@ class Model:
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
-        if self._asker.reads_audio:
-            require(language is None, "language", NO_SPOKEN_LANGUAGE, language)
-            return [
-                prepare_audio(self.network, read_audio(source, sample_rate=sample_rate))
-                for source in sources
-            ]
-        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
-        ids = [token_ids_of(source) for source in sources]
-        tables = [source for source in sources if isinstance(source, Table)]
-        texts = [
-            TextSource(text_of(source), language)
-            for source, row in zip(sources, ids, strict=True)
-            if row is None and not isinstance(source, Table)
-        ]
-        given = [row for row in ids if row is not None]
-        reader = (self.network, self._tokenizer)
-        of_ids = iter(prepare_token_ids(self.network, given) if given else ())
-        of_texts = iter(prepare_texts(*reader, texts) if texts else ())
-        of_tables = iter(prepare_tables(*reader, tables, language) if tables else ())
-        return [
-            next(of_tables if isinstance(source, Table) else of_texts if row is None else of_ids)
-            for source, row in zip(sources, ids, strict=True)
-        ]
+        return self._sources.prepare(sources, language=language, sample_rate=sample_rate)
 
     def prepare_long(
         self,
@@ -210,25 +173,16 @@ class Model:
     ) -> list[Prepared]:
         """A source of any length in pieces: chunks of a text, windows of a recording.
 
-        A text is cut at sentence ends into chunks of at most ``max_positions`` tokens (512 if not
-        given), such that an edit changes its own chunk only; a recording into the windows that
+        A text is cut at sentence ends, and a table at row ends, into chunks of at most
+        ``max_positions`` tokens (512 if not given), such that an edit changes its own chunk and
+        now and then a neighbour; a recording into the windows that
         :meth:`transcribe` begins with. A decoder-only model goes on from all of a text, which is
         one piece. The pieces are attended to together:
         ``model.generate(store.get_or_encode_prepared(model, pieces))``.
         """
-        if self._asker.reads_audio or self.spec.encoder is None:
-            bound = "left out for audio and for decoder-only models, which do not cut into chunks"
-            require(max_positions is None, "max_positions", bound, max_positions)
-        if self._asker.reads_audio:
-            require(language is None, "language", NO_SPOKEN_LANGUAGE, language)
-            return prepare_long_audio(self.network, read_audio(source, sample_rate=sample_rate))
-        if self.spec.encoder is None:
-            return [self.prepare(source, language=language, sample_rate=sample_rate)]
-        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
-        text = TextSource(text_of(source), language)
-        most = CHUNK_TOKENS if max_positions is None else max_positions
-        require(is_whole(most, 1), "max_positions", "at least 1, or None", max_positions)
-        return prepare_long_text(self.network, self._tokenizer, text, most)
+        return self._sources.prepare_long(
+            source, max_positions=max_positions, language=language, sample_rate=sample_rate
+        )
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources; texts share one padded encoder pass."""
@@ -247,13 +201,11 @@ class Model:
         by :meth:`unpin_projection`, and made again where the decoder's weights have changed.
         """
         self._require_own([memory])
-        projection = self.network.project(memory, form=form)
-        self._pinned[memory.key.digest, form] = (self.network.decoder_stamp, projection)
-        return projection.size_bytes
+        return self._pins.pin(memory, form).size_bytes
 
     def unpin_projection(self, memory: Memory, *, form: Form = "materialized") -> bool:
         """Let a projection go; whether there was one."""
-        return self._pinned.pop((memory.key.digest, form), None) is not None
+        return self._pins.unpin(memory, form)
 
     # Generating
 
@@ -510,20 +462,8 @@ class Model:
 
     def _with_pinned(self, request: Request, form: Form) -> Request:
         """``request`` with the projections that are kept in the place of their memories."""
-        if not self._pinned:
-            return request
-        return replace(request, memories=tuple(self._kept(m, form) for m in request.memories))
-
-    def _kept(self, memory: Attended, form: Form) -> Attended:
-        if not isinstance(memory, Memory) or memory.mask_S is not None:
-            return memory
-        stamp, projection = self._pinned.get((memory.key.digest, form), ("", None))
-        if projection is None:
-            return memory
-        if stamp != self.network.decoder_stamp:
-            self.pin_projection(memory, form=form)
-            _, projection = self._pinned[memory.key.digest, form]
-        return projection
+        memories = tuple(self._pins.instead_of(memory, form) for memory in request.memories)
+        return replace(request, memories=memories)
 
     def _in_use(self, memories: Sequence[Memory]) -> AbstractContextManager[None]:
         """While it lasts, the store evicts none of them."""

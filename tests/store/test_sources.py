@@ -592,3 +592,19 @@ def test_a_decoder_attends_to_a_picture(pairs):
             encoder_outputs=BaseModelOutput(memory.states_SD[None]), decoder_input_ids=tokens
         ).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_cuts_long_tables_and_takes_sources_of_many_kinds_at_once():
+    model = xattn.load("g2p-en")
+    table = Table(("n", "name"), tuple((n, f"row {n}") for n in range(6)))
+    pieces = model.prepare_long(table, max_positions=60)
+    assert len(pieces) > 1
+    assert pieces[-1].spans[-2].end == 2 + 6 * 2  # the last cell of the whole table
+    small = Table(("n",), ((1,),))
+    many = model.prepare_batch(["memory", small, [5, 9], "attention"])
+    alone = [model.prepare(source) for source in ("memory", small, [5, 9], "attention")]
+    assert [item.key for item in many] == [item.key for item in alone]
+    assert [memory.key for memory in model.encode_batch([small, "memory"])] == [
+        alone[1].key,
+        alone[0].key,
+    ]

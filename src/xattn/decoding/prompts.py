@@ -2,27 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from torch import Tensor
-
 from xattn.errors import PromptError, UsageError, require
-from xattn.inputs.text import Tokenizer
+from xattn.inputs.text import Tokenizer, token_ids_of
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text, decoder token ids, or chat messages (``role`` and ``content``)."""
-
-
-def token_ids_of(value: object) -> list[int] | None:
-    """``value`` as token ids; None where it is anything else. An empty sequence is no tokens.
-
-    Arrays and tensors count as the lists that they stand for.
-    """
-    if isinstance(value, np.ndarray | Tensor):
-        value = value.tolist()
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return None
-    whole = (isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
-    return [int(item) for item in value] if all(whole) else None
 
 
 def target_prefix(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:

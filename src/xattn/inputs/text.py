@@ -5,7 +5,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from xattn.errors import InvalidSourceError, require
 from xattn.memory import SpanTable
@@ -182,3 +184,16 @@ class TextStream:
         ready = "".join(self._word) + text[:cut]
         self._word = [text[cut:]]
         return ready
+
+
+def token_ids_of(value: object) -> list[int] | None:
+    """``value`` as token ids; None where it is anything else. An empty sequence is no tokens.
+
+    Arrays and tensors count as the lists that they stand for.
+    """
+    if isinstance(value, np.ndarray | Tensor):
+        value = value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        return None
+    whole = (isinstance(item, int | np.integer) and not isinstance(item, bool) for item in value)
+    return [int(item) for item in value] if all(whole) else None

@@ -1,0 +1,101 @@
+"""What a model takes for a source: text, token ids, a table or a recording, of any length."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from xattn.errors import is_whole, require
+from xattn.inputs.audio import read_audio
+from xattn.inputs.table import Table
+from xattn.inputs.text import Tokenizer, token_ids_of
+from xattn.models.encode import (
+    Prepared,
+    TextSource,
+    prepare_audio,
+    prepare_long_audio,
+    prepare_long_text,
+    prepare_texts,
+    prepare_token_ids,
+    text_of,
+)
+from xattn.models.network import Network
+from xattn.models.tables import prepare_long_table, prepare_tables
+
+CHUNK_TOKENS = 512
+"""Tokens in a chunk of a long text, at most, where nobody says."""
+_NO_LANGUAGE = "left out for audio (it belongs to generate)"
+_NOT_CUT = "left out for audio and for decoder-only models, which do not cut into chunks"
+
+
+class Sources:
+    """Names what callers give to one model, and does not encode it."""
+
+    def __init__(self, network: Network, tokenizer: Tokenizer | None) -> None:
+        self._network, self._tokenizer = network, tokenizer
+        encoder = network.spec.encoder
+        self._hears = encoder is not None and encoder.modality == "audio"
+        self._goes_on = encoder is None
+
+    def prepare(
+        self, sources: Sequence[Any], *, language: str | None, sample_rate: int | None
+    ) -> list[Prepared]:
+        """The sources with their keys, in the order given."""
+        if self._hears:
+            require(language is None, "language", _NO_LANGUAGE, language)
+            return [
+                prepare_audio(self._network, read_audio(source, sample_rate=sample_rate))
+                for source in sources
+            ]
+        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
+        kinds: dict[Callable[[list[Any]], list[Prepared]], dict[int, Any]] = {}
+        for place, source in enumerate(sources):
+            kind, plain = self._kind(source, language)
+            kinds.setdefault(kind, {})[place] = plain
+        found: dict[int, Prepared] = {}
+        for prepare, of_kind in kinds.items():
+            found |= zip(of_kind, prepare(list(of_kind.values())), strict=True)
+        return [found[place] for place in range(len(sources))]
+
+    def _kind(
+        self, source: Any, language: str | None
+    ) -> tuple[Callable[[list[Any]], list[Prepared]], Any]:
+        """What prepares sources of this kind together, and the source as it takes it."""
+        if isinstance(source, Table):
+            return self._tables, (source, language)
+        ids = token_ids_of(source)
+        if ids is not None:
+            return self._token_ids, ids
+        return self._texts, TextSource(text_of(source), language)
+
+    def _texts(self, sources: list[TextSource]) -> list[Prepared]:
+        return prepare_texts(self._network, self._tokenizer, sources)
+
+    def _token_ids(self, sources: list[list[int]]) -> list[Prepared]:
+        return prepare_token_ids(self._network, sources)
+
+    def _tables(self, sources: list[tuple[Table, str | None]]) -> list[Prepared]:
+        tables, languages = zip(*sources, strict=True)
+        return prepare_tables(self._network, self._tokenizer, tables, languages[0])
+
+    def prepare_long(
+        self,
+        source: Any,
+        *,
+        max_positions: int | None,
+        language: str | None,
+        sample_rate: int | None,
+    ) -> list[Prepared]:
+        """A source of any length in pieces: chunks of a text or table, windows of a recording."""
+        if self._hears or self._goes_on:
+            require(max_positions is None, "max_positions", _NOT_CUT, max_positions)
+        if self._hears:
+            require(language is None, "language", _NO_LANGUAGE, language)
+            return prepare_long_audio(self._network, read_audio(source, sample_rate=sample_rate))
+        if self._goes_on or token_ids_of(source) is not None:
+            return self.prepare([source], language=language, sample_rate=sample_rate)
+        require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
+        most = CHUNK_TOKENS if max_positions is None else max_positions
+        require(is_whole(most, 1), "max_positions", "at least 1, or None", max_positions)
+        reader = (self._network, self._tokenizer)
+        if isinstance(source, Table):
+            return prepare_long_table(*reader, source, most, language)
+        return prepare_long_text(*reader, TextSource(text_of(source), language), most)
