@@ -1,20 +1,31 @@
 """Sources that are nearly the same have different keys, and the same source has one."""
 
 import io
+import json
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+import vocabularies
 from making import key_of
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+import xattn
 from xattn.errors import InvalidSourceError, SourceNotFoundError, UnreadableSourceError, UsageError
-from xattn.inputs.audio import read_audio
 from xattn.inputs.chunks import chunks
 from xattn.inputs.image import read_image
 from xattn.inputs.table import Table
+from xattn.memory import SCHEMA_VERSION
+from xattn.store import MemoryStore
+
+TEXT = "The quick brown fox"
 
 
 def pixels(height, width, channels=3, seed=0):
@@ -47,68 +58,287 @@ def image_key(source):
     return key_of("x", source=read_image(source).digest(), modality="image")
 
 
-def audio_key(samples, **how):
-    return key_of("x", source=read_audio(samples, **how).digest(), modality="audio")
-
-
 def table_key(*rows, header=("a", "b")):
     return key_of("x", source=Table(header, rows).digest(), modality="text")
 
 
-FLAT = pixels(30, 100)
-NEAR_TWINS = {
-    "30 x 100 pixels": lambda: image_key(FLAT),
-    "100 x 30 pixels": lambda: image_key(FLAT.reshape(100, 30, 3)),
-    "the same, transposed": lambda: image_key(FLAT.transpose(1, 0, 2)),
-    "grey": lambda: image_key(pixels(30, 100, 1)),
-    "grey, three times": lambda: image_key(np.stack([pixels(30, 100, 1)] * 3, axis=2)),
-    "opaque, with alpha": lambda: image_key(np.dstack([FLAT, np.full((30, 100), 255, np.uint8)])),
-    "one number off": lambda: image_key(FLAT ^ np.eye(30, 100, dtype=np.uint8)[:, :, None]),
-    "upright": lambda: image_key(turned(1)),
-    "turned by EXIF": lambda: image_key(turned(6)),
-    "turned the other way": lambda: image_key(turned(8)),
-    "palette": lambda: image_key(palette(transparent=False)),
-    "palette, one colour transparent": lambda: image_key(palette(transparent=True)),
-    "grey, one shade transparent": lambda: image_key(
-        file_of(Image.fromarray(pixels(30, 100, 1)), transparency=7)
-    ),
-    "RGB, one colour transparent": lambda: image_key(
-        file_of(Image.fromarray(FLAT), transparency=tuple(FLAT[0, 0].tolist()))
-    ),
-    "16 kHz": lambda: audio_key(tone(16000)),
-    "the same samples at 8 kHz": lambda: audio_key(tone(16000), sample_rate=8000),
-    "the same tone at 48 kHz": lambda: audio_key(tone(48000), sample_rate=48000),
-    "one sample shorter": lambda: audio_key(tone(16000)[:-1]),
-    "one sample of silence more": lambda: audio_key(np.append(tone(16000), np.float32(0))),
-    "int16 samples": lambda: audio_key((tone(16000) * 32767).astype(np.int16)),
-    "text": lambda: key_of("a text"),
-    "text with a space": lambda: key_of("a text "),
-    "another encoder": lambda: key_of("a text", encoder="f" * 64),
-    "with an adapter": lambda: key_of("a text", encoder="e" * 64 + "+adapter"),
-    "another tokenizer": lambda: key_of("a text", preprocessing="text/1 revision-2"),
-    "another dtype": lambda: key_of("a text", dtype="bfloat16"),
-    "another tenant": lambda: key_of("a text", tenant="t"),
-    "another schema": lambda: key_of("a text", schema_version=99),
-    "another hash": lambda: key_of("a text", hash="sha256"),
-    "a table": lambda: table_key((1, 2), (3, 4)),
-    "floats": lambda: table_key((1.0, 2.0), (3.0, 4.0)),
-    "texts": lambda: table_key(("1", "2"), ("3", "4")),
-    "one row of four": lambda: table_key((1, 2, 3, 4), header=("a", "b", "c", "d")),
-    "true for 1": lambda: table_key((True, 2), (3, 4)),
-    "nothing for 2": lambda: table_key((1, None), (3, 4)),
-    "a decimal": lambda: table_key((Decimal(1), 2), (3, 4)),
-    "a date": lambda: table_key((date(2026, 1, 1), 2), (3, 4)),
-    "a time": lambda: table_key((datetime(2026, 1, 1), 2), (3, 4)),
-    "cells that run together": lambda: table_key(("ab", "c")),
-    "cells that run together otherwise": lambda: table_key(("a", "bc")),
+# Real models, small and random, with real tokenizers
+
+
+def llama_tokenizer(directory):
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    vocabularies.write(
+        directory, tokenizer__json=vocabularies.byte_level_json(), tokenizer_config__json=config
+    )
+
+
+TOKENIZERS = {
+    "bart": vocabularies.bart,
+    "t5": vocabularies.t5,
+    "m2m_100": vocabularies.m2m100,
+    "llama": llama_tokenizer,
+    "whisper": lambda directory: None,
 }
 
 
-def test_near_twins_have_keys_of_their_own():
+def another_config(**changes):
+    """What is saved is the same, and read otherwise."""
+
+    def edit(directory):
+        path = directory / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def another_merge(directory):
+    path = directory / "merges.txt"
+    *lines, one, other = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines, other, one]) + "\n", encoding="utf-8")
+
+
+def another_vocabulary(directory):
+    path = directory / "vocab.json"
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    ids["t"], ids["h"] = ids["h"], ids["t"]
+    path.write_text(json.dumps(ids), encoding="utf-8")
+
+
+def another_piece(directory):
+    path = directory / "spiece.model"
+    content = path.read_bytes()
+    pieces = [piece for piece, _ in vocabularies.pieces_of(content)[3:] if piece.isascii()]
+    piece = max(pieces, key=len).encode()
+    path.write_bytes(content.replace(piece, piece[:-1] + b"#"))
+
+
+def prefix_space(directory):
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_prefix_space": True}))
+
+
+def one_number(directory):
+    """One weight of the encoder differs in its last bit."""
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    [name] = [name for name in weights if name.endswith("encoder.layers.0.fc1.weight")]
+    flat = weights[name].view(-1)
+    flat[777] = torch.nextafter(flat[777], torch.tensor(9.0))
+    save_file(weights, path, {"format": "pt"})
+
+
+class Checkpoints:
+    """Directories of tiny models, made once each, and loaded anew each time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cache  # noqa: B019  (it lives as long as the module's tests)
+    def directory(self, name, edit=None, **changes):
+        directory = self.root / f"{len(list(self.root.iterdir()))}"
+        directory.mkdir()
+        tiny.make(name, directory, vocab_size=600, **changes)
+        TOKENIZERS[name](directory)
+        if edit is not None:
+            edit(directory)
+        return directory
+
+    def load(self, name, edit=None, *, dtype="float32", hash="blake3", **changes):
+        return xattn.load(self.directory(name, edit, **changes), dtype=dtype, hash=hash)
+
+
+def with_low_rank_update(model, *, seed=0, rank=2):
+    """As adapters are merged: added to the weights' data, where autograd does not see it."""
+    random_ = torch.Generator().manual_seed(seed)
+    maker = model.network.encoder or model.network.decoder
+    for name, weight in maker.named_parameters():
+        if name.endswith(("q.weight", "v.weight")):
+            down = torch.randn(rank, weight.shape[1], generator=random_)
+            up = torch.randn(weight.shape[0], rank, generator=random_)
+            weight.data += 0.01 * up @ down
+    return model
+
+
+def merged_after_a_key_was_taken(model):
+    model.prepare(TEXT)
+    return with_low_rank_update(model)
+
+
+@pytest.fixture(scope="module")
+def two_of_each(tmp_path_factory):
+    """Two makers of the same checkpoints, in directories of their own."""
+    return [Checkpoints(tmp_path_factory.mktemp("checkpoints")) for _ in range(2)]
+
+
+def text_twin(name, edit=None, text=TEXT, **how):
+    return lambda made: made.load(name, edit, **how).prepare(text).key
+
+
+def token_ids(made, name):
+    model = made.load(name)
+    return model.prepare(list(model.prepare(TEXT).inputs)).key
+
+
+def from_language(language):
+    return lambda made: made.load("m2m_100").prepare(TEXT, language=language).key
+
+
+def audio_twin(samples, *, edit=None, **how):
+    return lambda made: made.load("whisper", edit).prepare(samples, **how).key
+
+
+def in_a_store(**whose):
+    def make(made):
+        store = MemoryStore(made.root / f"store of {sorted(whose)}", **whose)
+        return store.key_of(made.load("bart").prepare(TEXT).key)
+
+    return make
+
+
+def image_twin(source):
+    return lambda _: image_key(source() if callable(source) else source)
+
+
+def table_twin(*rows, **how):
+    return lambda _: table_key(*rows, **how)
+
+
+FLAT = pixels(30, 100)
+GREY = pixels(30, 100, 1)
+TONE = tone(16000)
+NEAR_TWINS = {
+    # Texts
+    "text": text_twin("bart"),
+    "text with a space": text_twin("bart", text=f"{TEXT} "),
+    "text in lower case": text_twin("bart", text=TEXT.lower()),
+    "the same token ids": lambda made: token_ids(made, "bart"),
+    "a line of it": lambda made: made.load("bart").prepare_long(f"{TEXT}.\n\n{TEXT}.")[0].key,
+    # Weights
+    "with an adapter": lambda made: with_low_rank_update(made.load("bart")).prepare(TEXT).key,
+    "with another adapter": lambda made: (
+        with_low_rank_update(made.load("bart"), seed=1).prepare(TEXT).key
+    ),
+    "with the adapter twice": lambda made: (
+        with_low_rank_update(merged_after_a_key_was_taken(made.load("bart"))).prepare(TEXT).key
+    ),
+    "one number off in the last bit": text_twin("bart", one_number),
+    "weights of another seed": text_twin("bart", seed=1),
+    "bfloat16": text_twin("bart", dtype="bfloat16"),
+    "float16": text_twin("bart", dtype="float16"),
+    # The same weights, read otherwise
+    "two heads for four": text_twin("bart", another_config(encoder_attention_heads=2)),
+    "another activation": text_twin("bart", another_config(activation_function="relu")),
+    "scaled embeddings": text_twin("bart", another_config(scale_embedding=True)),
+    "T5": text_twin("t5"),
+    "another eps": text_twin("t5", another_config(layer_norm_epsilon=1e-5)),
+    "another distance": text_twin("t5", another_config(relative_attention_max_distance=13)),
+    # Tokenizers
+    "two merges in another order": text_twin("bart", another_merge),
+    "two ids exchanged": text_twin("bart", another_vocabulary),
+    "a space before the text": text_twin("bart", prefix_space),
+    "another piece": text_twin("t5", another_piece),
+    # Languages
+    "from English": from_language("en"),
+    "from French": from_language("fr"),
+    "from German": from_language("de"),
+    # Models that have no encoder: keys and values
+    "keys and values": text_twin("llama"),
+    "keys and values, token ids": lambda made: token_ids(made, "llama"),
+    "keys and values, with an adapter": lambda made: (
+        with_low_rank_update(made.load("llama")).prepare(TEXT).key
+    ),
+    "keys and values, another eps": text_twin("llama", another_config(rms_norm_eps=1e-4)),
+    "keys and values, another theta": text_twin(
+        "llama", another_config(rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    ),
+    "keys and values, bfloat16": text_twin("llama", dtype="bfloat16"),
+    # Whose it is, and how it is written
+    "of a tenant": in_a_store(tenant="t"),
+    "of another tenant": in_a_store(tenant="T"),
+    "under a secret": in_a_store(secret=b"sixteen bytes or more"),
+    "of a tenant, under a secret": in_a_store(tenant="t", secret=b"sixteen bytes or more"),
+    "another hash": text_twin("bart", hash="sha256"),
+    "of the next schema": lambda made: replace(
+        made.load("bart").prepare(TEXT).key, schema_version=SCHEMA_VERSION + 1
+    ),
+    # Audio
+    "16 kHz": audio_twin(TONE),
+    "the same samples at 8 kHz": audio_twin(TONE, sample_rate=8000),
+    "the same tone at 48 kHz": audio_twin(tone(48000), sample_rate=48000),
+    "one sample shorter": audio_twin(TONE[:-1]),
+    "one sample of silence more": audio_twin(np.append(TONE, np.float32(0))),
+    "int16 samples": audio_twin((TONE * 32767).astype(np.int16)),
+    "a window of a longer recording": lambda made: made.load("whisper").prepare_long(TONE)[0].key,
+    "audio, two heads for four": audio_twin(TONE, edit=another_config(encoder_attention_heads=2)),
+    # Pictures
+    "30 x 100 pixels": image_twin(FLAT),
+    "100 x 30 pixels": image_twin(FLAT.reshape(100, 30, 3)),
+    "the same, transposed": image_twin(FLAT.transpose(1, 0, 2)),
+    "grey": image_twin(GREY),
+    "grey, three times": image_twin(np.stack([GREY] * 3, axis=2)),
+    "opaque, with alpha": image_twin(np.dstack([FLAT, np.full((30, 100), 255, np.uint8)])),
+    "one number off": image_twin(FLAT ^ np.eye(30, 100, dtype=np.uint8)[:, :, None]),
+    "upright": image_twin(lambda: turned(1)),
+    "turned by EXIF": image_twin(lambda: turned(6)),
+    "turned the other way": image_twin(lambda: turned(8)),
+    "palette": image_twin(lambda: palette(transparent=False)),
+    "palette, one colour transparent": image_twin(lambda: palette(transparent=True)),
+    "grey, one shade transparent": image_twin(
+        lambda: file_of(Image.fromarray(GREY), transparency=7)
+    ),
+    "RGB, one colour transparent": image_twin(
+        lambda: file_of(Image.fromarray(FLAT), transparency=tuple(FLAT[0, 0].tolist()))
+    ),
+    # Tables
+    "a table": table_twin((1, 2), (3, 4)),
+    "floats": table_twin((1.0, 2.0), (3.0, 4.0)),
+    "texts": table_twin(("1", "2"), ("3", "4")),
+    "one row of four": table_twin((1, 2, 3, 4), header=("a", "b", "c", "d")),
+    "true for 1": table_twin((True, 2), (3, 4)),
+    "nothing for 2": table_twin((1, None), (3, 4)),
+    "a decimal": table_twin((Decimal(1), 2), (3, 4)),
+    "a date": table_twin((date(2026, 1, 1), 2), (3, 4)),
+    "a time": table_twin((datetime(2026, 1, 1), 2), (3, 4)),
+    "cells that run together": table_twin(("ab", "c")),
+    "cells that run together otherwise": table_twin(("a", "bc")),
+}
+
+
+def test_near_twins_have_keys_of_their_own(two_of_each):
+    """And each has the same one when everything is made again, elsewhere."""
     assert len(NEAR_TWINS) >= 30
-    digests = {name: make().digest for name, make in NEAR_TWINS.items()}
-    assert len(set(digests.values())) == len(digests)
-    assert digests == {name: make().digest for name, make in NEAR_TWINS.items()}
+    first, second = (
+        {name: make(made).digest for name, make in NEAR_TWINS.items()} for made in two_of_each
+    )
+    assert len(set(first.values())) == len(first)
+    assert first == second
+
+
+def test_an_adapter_that_is_taken_out_again_gives_the_old_key(two_of_each):
+    model = two_of_each[0].load("bart")
+    weights = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    before = model.prepare(TEXT).key
+    assert with_low_rank_update(model).prepare(TEXT).key != before
+    for name, weight in model.network.named_parameters():
+        weight.data.copy_(weights[name])
+    assert model.prepare(TEXT).key == before
+
+
+def test_what_makes_no_difference_to_a_memory_makes_none_to_its_key(two_of_each):
+    made = two_of_each[0]
+    key = made.load("bart").prepare(TEXT).key
+    decoder_only = {"decoder_attention_heads": 2, "decoder_start_token_id": 5}
+    assert made.load("bart", another_config(**decoder_only)).prepare(TEXT).key == key
+    model = made.load("bart")
+    for weight in model.network.decoder.parameters():
+        if not any(weight is other for other in model.network.encoder.parameters()):
+            weight.data += 1
+    assert model.prepare(TEXT).key == key
+    composed, decomposed = (
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "cafe\N{COMBINING ACUTE ACCENT}",
+    )
+    assert model.prepare(composed).key == model.prepare(decomposed).key
 
 
 def test_the_same_picture_in_any_container_has_one_key():

@@ -1,19 +1,24 @@
 """A store against a dict: whatever is done to it, in any order."""
 
-import shutil
 import tempfile
-from pathlib import Path
+from contextlib import ExitStack
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from making import Encoder, key_of, memory_of, states_of
-from scale import times
+from scale import quick_directory, times
 
 from xattn.store import MemoryStore
 
-NAMES = st.sampled_from([f"source {n}" for n in range(8)])
+EVERY_NAME = [f"source {n}" for n in range(8)]
+NAMES = st.sampled_from(EVERY_NAME)
+PLACES = st.integers(0, 10**6)
+
+
+def is_not_empty(machine):
+    return bool(machine.model)
 
 
 class StoreIsADict(RuleBasedStateMachine):
@@ -21,7 +26,8 @@ class StoreIsADict(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.root = Path(tempfile.mkdtemp())
+        self.stack = ExitStack()
+        self.root = self.stack.enter_context(quick_directory())
         self.model: set[str] = set()
         self.pinned: set[str] = set()
         self.store = MemoryStore(self.root)
@@ -29,9 +35,13 @@ class StoreIsADict(RuleBasedStateMachine):
     def digest(self, name):
         return self.store.key_of(key_of(name)).digest
 
+    def one_that_is_there(self, place):
+        names = sorted(self.model)
+        return names[place % len(names)]
+
     def teardown(self):
         self.store.close()
-        shutil.rmtree(self.root)
+        self.stack.close()
 
     @rule(name=NAMES)
     def put(self, name):
@@ -58,12 +68,17 @@ class StoreIsADict(RuleBasedStateMachine):
         assert self.store.remove(self.digest(name)) == (name in self.model)
         self.model.discard(name)
 
-    @rule(name=NAMES)
-    @precondition(lambda self: self.model)
-    def pin(self, name):
-        if name in self.model:
-            self.store.pin(self.digest(name))
-            self.pinned.add(name)
+    @rule(place=PLACES)
+    @precondition(is_not_empty)
+    def remove_one_that_is_there(self, place):
+        self.remove(self.one_that_is_there(place))
+
+    @rule(place=PLACES)
+    @precondition(is_not_empty)
+    def pin(self, place):
+        name = self.one_that_is_there(place)
+        self.store.pin(self.digest(name))
+        self.pinned.add(name)
 
     @rule(name=NAMES)
     def unpin(self, name):
@@ -81,16 +96,18 @@ class StoreIsADict(RuleBasedStateMachine):
         for file in self.root.glob("index-2.sqlite*"):
             file.unlink()
 
-    @rule(name=NAMES, place=st.integers(0, 10**6))
-    def damage(self, name, place):
+    @rule(which=PLACES, place=PLACES)
+    @precondition(is_not_empty)
+    def damage(self, which, place):
+        name = self.one_that_is_there(which)
         path = self.store._tiers.disk.path(self.digest(name))
-        if path.exists():
-            content = bytearray(path.read_bytes())
-            content[place % len(content)] ^= 0x10
-            path.write_bytes(bytes(content))
-            self.store = MemoryStore(self.root)
-            self.model.discard(name)
-            assert self.store.get(key_of(name)) is None
+        content = bytearray(path.read_bytes())
+        content[place % len(content)] ^= 0x10
+        path.write_bytes(bytes(content))
+        self.store.close()
+        self.store = MemoryStore(self.root)
+        self.model.discard(name)
+        assert self.store.get(key_of(name)) is None
 
     @rule()
     def gc(self):
@@ -103,18 +120,41 @@ class StoreIsADict(RuleBasedStateMachine):
         self.store.capacity_bytes = 2**30
         self.model &= self.pinned
 
-    @rule(name=NAMES)
-    def export_and_import(self, name):
-        if name in self.model:
-            with tempfile.TemporaryFile() as stream:
-                self.store.export([self.digest(name)], stream)
-                stream.seek(0)
-                self.store.remove(self.digest(name))
-                assert self.store.import_bundle(stream) == [self.digest(name)]
+    @rule(place=PLACES)
+    @precondition(is_not_empty)
+    def evict_all_but_one(self, place):
+        self.pin(place)
+        self.evict()
+
+    @rule(place=PLACES)
+    @precondition(is_not_empty)
+    def export_and_import(self, place):
+        digest = self.digest(self.one_that_is_there(place))
+        with tempfile.TemporaryFile() as stream:
+            self.store.export([digest], stream)
+            stream.seek(0)
+            self.store.remove(digest)
+            assert self.store.import_bundle(stream) == [digest]
+
+    @rule()
+    def read_all_from_elsewhere(self):
+        with MemoryStore(self.root, ram_bytes=0) as other:
+            found = {name: other.get(key_of(name)) for name in EVERY_NAME}
+        assert {name for name, memory in found.items() if memory is not None} == self.model
+        for name in self.model:
+            assert torch.equal(found[name].states_SD, states_of(name))
 
     @invariant()
     def the_same_names(self):
         assert {row.label for row in self.store.entries()} == self.model
+
+    @invariant()
+    def the_same_files(self):
+        assert set(self.store._tiers.disk.digests()) == set(map(self.digest, self.model))
+
+    @invariant()
+    def the_same_pins(self):
+        assert {n for n in EVERY_NAME if self.store.is_pinned(self.digest(n))} == self.pinned
 
 
 StoreIsADict.TestCase.settings = settings(
