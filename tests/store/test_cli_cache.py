@@ -94,7 +94,7 @@ def test_entries_are_pinned_verified_and_removed(xattn, tmp_path):
         xattn("encode", words, "-m", "g2p-en")
     kept = next(row["key"] for row in listed(xattn) if row["label"] == "hello")
     xattn("cache", "pin", kept)
-    assert xattn("cache", "gc", "--capacity", "1").out == "1 removed, 1 left\n"
+    assert xattn("cache", "gc", "--capacity", "1").out.endswith("\n1 removed, 1 left\n")
     assert [row["pinned"] for row in listed(xattn)] == [True]
     [path] = (tmp_path / "cache").rglob("tenants/*/??/*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"?")

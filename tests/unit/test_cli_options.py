@@ -33,7 +33,7 @@ def parsed():
     """What the flags of both tables become."""
     received = []
 
-    @takes(GENERATION | TRANSCRIPTION)
+    @takes(settings=GENERATION | TRANSCRIPTION)
     def command(*, settings):
         received.append(settings)
 

@@ -12,18 +12,8 @@ from xattn.cli.console import print_error, print_json, print_line
 from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model
-from xattn.cli.options import (
-    CacheDir,
-    Device,
-    Dtype,
-    Json,
-    JsonLines,
-    ModelName,
-    Offline,
-    Output,
-    Threads,
-)
-from xattn.cli.sizes import mebibytes
+from xattn.cli.options import LOADING, STORE, Json, JsonLines, ModelName, Output, takes
+from xattn.cli.sizes import readable
 from xattn.cli.stores import open_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
@@ -45,20 +35,18 @@ SourceLanguage = Annotated[
 ]
 
 
+@takes(store=STORE, loading=LOADING)
 def encode(
     sources: Sources = None,
     *,
     model: ModelName = "",
     max_positions: MaxPositions = None,
     source_language: SourceLanguage = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    offline: Offline = False,
-    threads: Threads = None,
-    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Encode files into the store; what is there already is not encoded again.
 
@@ -67,23 +55,23 @@ def encode(
     the output adds the keys, what was found, and what was encoded.
     """
     require_one_input(sources, jsonl, output, what="FILE")
-    store = open_store(cache_dir)
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    kept = open_store(store)
+    loaded = load_model(model, **loading)
     how: dict[str, Any] = {} if max_positions is None else {"max_positions": max_positions}
     if source_language is not None:
         how["language"] = source_language
 
     def work(records: Sequence[Record]) -> list[Record]:
-        return [_encode_one(loaded, store, record["source"], how) for record in records]
+        return [_encode_one(loaded, kept, record["source"], how) for record in records]
 
     if jsonl is not None:
-        options = how | {"encode": model, "dtype": dtype}
+        options = how | {"encode": model, "dtype": loading["dtype"]}
         run_jsonl(jsonl, output, work, fields=["source"], options=options)
         return
     documents, worst = [], 0
     for source in sources or []:
         try:
-            report = _encode_one(loaded, store, source, how)
+            report = _encode_one(loaded, kept, source, how)
         except XattnError as error:
             worst = max(worst, code_of(error))
             print_error(error)
@@ -129,6 +117,6 @@ def _line(source: str, report: dict[str, Any]) -> str:
     pieces = report["found"] + report["encoded"]
     return (
         f"{source}: {pieces} {'piece' if pieces == 1 else 'pieces'}, {report['encoded']} encoded, "
-        f"{report['found']} found; {report['positions']} positions, {mebibytes(report['bytes'])}, "
+        f"{report['found']} found; {report['positions']} positions, {readable(report['bytes'])}, "
         f"{report['seconds']:.2f} s"
     )

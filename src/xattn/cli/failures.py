@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from xattn.cli.console import print_error
-from xattn.cli.settings import DEBUG
+from xattn.cli.settings import DEBUG, settings_of
 from xattn.errors import UsageError, XattnError
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -75,8 +75,7 @@ def _typer_message(error: Any) -> str:
     if context is None:
         return f"{message}."
     name = getattr(getattr(error, "param", None), "name", None)
-    settings = context.obj if isinstance(context.obj, dict) else {}
-    setting = settings.get(context.command.name, {}).get(name)
+    setting = settings_of(context).get(name or "")
     given = getattr(context.get_parameter_source(name) if name else None, "name", "")
     if setting is not None and given == "DEFAULT_MAP":
         message += f" ({setting.source} gives {setting.value!r})"

@@ -10,20 +10,17 @@ from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model
 from xattn.cli.options import (
     GENERATION,
+    LOADING,
+    STORE,
     BatchSize,
     Cache,
-    CacheDir,
-    Device,
-    Dtype,
     Json,
     JsonLines,
     ModelName,
-    Offline,
     Output,
-    Threads,
     takes,
 )
-from xattn.cli.stores import use_store
+from xattn.cli.stores import lossy, use_store
 from xattn.cli.texts import (
     as_record,
     read_texts,
@@ -47,7 +44,7 @@ Stream = Annotated[bool, typer.Option("--stream", help="Print words as they are 
 _MESSAGE = '{"role": …, "content": …}'
 
 
-@takes(GENERATION)
+@takes(settings=GENERATION, store=STORE, loading=LOADING)
 def generate(
     prompts: Prompts = None,
     *,
@@ -55,17 +52,14 @@ def generate(
     chat: Chat = False,
     system: System = None,
     stream: Stream = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    offline: Offline = False,
-    threads: Threads = None,
     cache: Cache = True,
-    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
     batch_size: BatchSize = 8,
     settings: dict[str, Any],
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Continue prompts, or answer them with --chat.
 
@@ -79,9 +73,9 @@ def generate(
         )
     if system is not None and not chat:
         raise UsageError("--system is a chat message; add --chat.")
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
-    if cache:
-        use_store(loaded, cache_dir)
+    loaded = load_model(model, **loading)
+    if cache and loaded.spec.encoder is not None:
+        use_store(loaded, store)
     if "logprobs" in settings and not json and jsonl is None:
         raise UsageError("--logprobs is reported as JSON; add --json.")
     wrap = _message(system) if chat else _same
@@ -96,7 +90,13 @@ def generate(
         return [as_record(answer, field="text", logprobs=logprobs) for answer in answers]
 
     if jsonl is not None:
-        options = settings | {"generate": model, "dtype": dtype, "chat": chat, "system": system}
+        options = settings | {
+            "generate": model,
+            "dtype": loading["dtype"],
+            "chat": chat,
+            "system": system,
+        }
+        options |= lossy(store, cache)
         fields = ["prompt", "messages"]
         run_jsonl(jsonl, output, work, fields=fields, options=options, batch_size=batch_size)
     elif stream:
