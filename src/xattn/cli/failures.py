@@ -70,7 +70,7 @@ def message_of(error: Exception, *, whole: bool = False) -> str:
 
 def _typer_message(error: Any) -> str:
     """A usage error with the place to read on, and the place of a value that is no flag's."""
-    message = error.format_message().rstrip().rstrip(".")
+    message = error.format_message().rstrip().rstrip(".").replace(": Value error, ", ": ")
     context = getattr(error, "ctx", None)
     if context is None:
         return f"{message}."

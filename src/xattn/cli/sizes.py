@@ -33,7 +33,8 @@ def size_of(*, at_least: int) -> Callable[[Any], int]:
         if size is None or not at_least <= size <= _MOST_BYTES:
             least = "1 byte" if at_least == 1 else f"{at_least} bytes"
             raise typer.BadParameter(
-                f"it must be a size of at least {least}, such as 500MiB or 10G, but is {value!r}"
+                f"it must be a size of at least {least} and below 8388608T, such as 500MiB or 10G, "
+                f"but is {value!r}"
             )
         return int(size)
 
