@@ -71,6 +71,7 @@ def message_of(error: Exception, *, whole: bool = False) -> str:
 def _typer_message(error: Any) -> str:
     """A usage error with the place to read on, and the place of a value that is no flag's."""
     message = error.format_message().rstrip().rstrip(".").replace(": Value error, ", ": ")
+    message += _value_of(error, message)
     context = getattr(error, "ctx", None)
     if context is None:
         return f"{message}."
@@ -80,3 +81,10 @@ def _typer_message(error: Any) -> str:
     if setting is not None and given == "DEFAULT_MAP":
         message += f" ({setting.source} gives {setting.value!r})"
     return f"{message}; see '{context.command_path} --help'."
+
+
+def _value_of(error: Any, message: str) -> str:
+    """The value that could not be parsed, where ``message`` has the bound alone."""
+    errors = getattr(error.__cause__, "errors", None)
+    value = repr(errors()[0]["input"]) if errors else ""
+    return f", but is {value}" if value and value not in message else ""
