@@ -113,6 +113,7 @@ def test_only_common_options_have_a_variable_without_a_command():
         ("[transcrib]\nbeam_size = 1", ["'transcrib'", "'transcribe'"]),
         ("transcribe = 3", ["[transcribe] must be a table", "3"]),
         ("model = ", ["is not valid TOML"]),
+        ('[cache]\ncodec = "int8"', ["'cache' must be one value", "cache_codec"]),
     ],
 )
 def test_a_file_with_a_mistake_is_refused(tmp_path, text, words):
@@ -159,6 +160,44 @@ def test_a_bad_value_names_the_variable_it_came_from(workplace, monkeypatch, cap
     message = capsys.readouterr().err
     assert "XATTN_THREADS gives 'many'" in message
     assert message.count("\n") == 1
+
+
+def test_a_bad_value_of_a_command_in_a_group_names_its_variable(workplace, monkeypatch, capsys):
+    monkeypatch.setenv("XATTN_CACHE_STATS_CACHE_RAM", "lots")
+    assert main(["cache", "stats"]) == 2
+    message = capsys.readouterr().err
+    assert "XATTN_CACHE_STATS_CACHE_RAM gives 'lots'" in message
+    assert message.count("\n") == 1
+
+
+def test_the_options_of_the_store_are_set_for_all_commands(workplace, monkeypatch, capsys):
+    path = write(workplace / "xattn.toml", "cache_codec = 'int8'\ncache-capacity = '2G'")
+    monkeypatch.setenv("XATTN_CACHE_TTL", "1h")
+    monkeypatch.setenv("XATTN_ENCODE_CACHE_TTL", "2h")
+    rows = shown(capsys)
+    for command in ("transcribe", "translate", "generate", "encode"):
+        assert rows[command, "cache_codec"] == ("int8", str(path))
+        assert rows[command, "cache_capacity"] == (2 * 2**30, str(path))
+        assert rows[command, "cache_verify"] == ("first", "default")
+        assert rows[command, "cache_tenant"] == ("", "default")
+    assert rows["generate", "cache_ttl"] == (3600.0, "XATTN_CACHE_TTL")
+    assert rows["encode", "cache_ttl"] == (7200.0, "XATTN_ENCODE_CACHE_TTL")
+
+
+def test_what_one_call_does_is_no_setting(workplace, capsys):
+    rows = shown(capsys)
+    assert not [name for _, name in rows if name in ("memory", "for_", "chat", "json")]
+
+
+def test_help_shows_a_default_and_where_it_came_from(workplace, monkeypatch, capsys):
+    path = write(workplace / "xattn.toml", "cache_codec = 'int8'")
+    monkeypatch.setenv("XATTN_CACHE_LS_CACHE_TENANT", "someone")
+    assert main(["cache", "ls", "--help"]) == 0
+    text = "".join(capsys.readouterr().out.split())  # lines are broken anywhere
+    assert f"[default:int8][from{path}]" in text
+    assert "[default:someone][fromXATTN_CACHE_LS_CACHE_TENANT]" in text
+    assert "'xattnconfigshow'printseach" in text
+    assert text.count("Memorystore:") == 1
 
 
 def test_help_works_beside_a_file_with_a_mistake(workplace, capsys):

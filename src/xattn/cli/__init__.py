@@ -21,9 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> Any:
         from xattn.cli.app import build
+        from xattn.cli.stores import OPEN_STORES
 
         given = sys.argv[1:] if arguments is None else list(arguments)
-        return build().main(args=given, prog_name="xattn", standalone_mode=False, obj=given)
+        with OPEN_STORES:
+            return build().main(args=given, prog_name="xattn", standalone_mode=False, obj=given)
 
     return exit_code_of(run)
 

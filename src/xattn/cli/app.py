@@ -10,6 +10,7 @@ from xattn import __version__
 from xattn.cli import cache, config, doctor, encode, generate, models, transcribe, translate
 from xattn.cli.console import print_line, print_note
 from xattn.cli.failures import BAD_USAGE
+from xattn.cli.help import Command
 from xattn.cli.settings import (
     collect,
     find_files,
@@ -18,6 +19,7 @@ from xattn.cli.settings import (
     read_file,
     unknown_variables,
 )
+from xattn.errors import UsageError
 
 HELP_FLAGS = ["-h", "--help"]
 
@@ -38,15 +40,22 @@ def build() -> Any:
         models.models,
         doctor.doctor,
     ):
-        app.command()(command)
+        app.command(cls=Command)(command)
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
-    config_app.command()(config.show)
+    config_app.command(cls=Command)(config.show)
     app.add_typer(config_app, name="config")
     cache_app = typer.Typer(help="Memories at rest: look, tend, carry.", no_args_is_help=True)
-    for command in (cache.ls, cache.stats, cache.verify, cache.gc, cache.pin, cache.export):
-        cache_app.command()(command)
-    cache_app.command("import")(cache.import_)
-    cache_app.command()(cache.clear)
+    for command in (
+        cache.ls,
+        cache.stats,
+        cache.verify,
+        cache.gc,
+        cache.pin,
+        cache.export,
+        cache.import_,
+        cache.clear,
+    ):
+        cache_app.command(command.__name__.rstrip("_"), cls=Command)(command)
     app.add_typer(cache_app, name="cache")
     return typer.main.get_command(app)
 
@@ -62,10 +71,13 @@ def root(
     if ctx.invoked_subcommand is None:
         print_line(ctx.get_help())
         raise typer.Exit(BAD_USAGE)
-    if set(HELP_FLAGS) & set(ctx.obj):
-        return  # a file with a mistake must not stand between a user and the right name
     known = known_settings(ctx.command)
-    files = [read_file(path, known) for path in find_files(Path.cwd(), os.environ)]
+    try:
+        files = [read_file(path, known) for path in find_files(Path.cwd(), os.environ)]
+    except UsageError:
+        if set(HELP_FLAGS) & set(ctx.obj):
+            return  # a file with a mistake must not stand between a user and the right name
+        raise
     found = collect(known, files, os.environ)
     for note in unknown_variables(known, os.environ):
         print_note(note)

@@ -1,6 +1,7 @@
 """``xattn cache``: what is in the store, and how to tend it."""
 
 import sys
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,8 @@ import typer
 
 from xattn.cli.console import print_json, print_line, print_note, print_table
 from xattn.cli.failures import FAILED
-from xattn.cli.options import CacheDir, Json
-from xattn.cli.sizes import mebibytes, parsed_bytes
+from xattn.cli.options import STORE, Json, takes
+from xattn.cli.sizes import readable, size_of
 from xattn.cli.stores import open_store
 from xattn.errors import EntryNotFoundError, StoreUnavailableError, UsageError
 
@@ -21,23 +22,28 @@ Keys = Annotated[list[str], typer.Argument(metavar="KEY…", help="Keys, or thei
 SHORT = 12
 
 
-def ls(cache_dir: CacheDir = None, json: Json = False) -> None:
-    """List the memories, the newest first."""
-    store = open_store(cache_dir)
-    rows = [_described(store, row) for row in store.entries()]
+@takes(store=STORE)
+def ls(*, json: Json = False, store: dict[str, Any]) -> None:
+    """List the memories, the newest first.
+
+    "error" is what the codec lost: the length of the difference over the length of the numbers.
+    """
+    opened = open_store(store)
+    rows = [_described(opened, row) for row in opened.entries()]
     if json:
-        print_json({"directory": str(store.root), "memories": rows})
+        print_json({"directory": str(opened.root), "memories": rows})
         return
     print_table(
-        ("key", "of", "kind", "positions", "size", "codec", "uses", "made", "pinned"),
+        ("key", "of", "kind", "positions", "size", "codec", "error", "uses", "made", "pinned"),
         [
             (
                 row["key"][:SHORT],
                 row["label"][:40],
                 row["modality"],
                 str(row["positions"]),
-                mebibytes(row["bytes"]),
+                readable(row["bytes"]),
                 row["codec"],
+                f"{row['relative_l2']:.2g}",
                 str(row["uses"]),
                 row["created"][:16].replace("T", " "),
                 "yes" if row["pinned"] else "",
@@ -47,24 +53,34 @@ def ls(cache_dir: CacheDir = None, json: Json = False) -> None:
     )
 
 
-def stats(cache_dir: CacheDir = None, json: Json = False) -> None:
+@takes(store=STORE)
+def stats(*, json: Json = False, store: dict[str, Any]) -> None:
     """Count the memories, their bytes, and the seconds of encoding that they save."""
-    store = open_store(cache_dir)
-    rows = store.entries()
+    opened = open_store(store)
+    rows = opened.entries()
+    codecs = Counter(row.codec for row in rows)
     found: dict[str, Any] = {
-        "directory": str(store.root),
+        "directory": str(opened.root),
+        "capacity_bytes": opened.capacity_bytes,
         "memories": len(rows),
         "bytes": sum(row.size_bytes for row in rows),
+        "codecs": dict(codecs.most_common()),
         "uses": sum(row.uses for row in rows),
         "encode_seconds": round(sum(row.encode_seconds for row in rows), 3),
         "encode_seconds_saved": round(sum(row.uses * row.encode_seconds for row in rows), 3),
-        "pinned": sum(store.is_pinned(row.digest) for row in rows),
-        "quarantined": len(list((store.root / "quarantine").glob("*.safetensors"))),
+        "pinned": sum(opened.is_pinned(row.digest) for row in rows),
+        "quarantined": len(list((opened.root / "quarantine").glob("*.safetensors"))),
     }
     if json:
         print_json(found)
         return
-    print_line(f"{found['memories']} memories, {mebibytes(found['bytes'])}, in {store.root}")
+    by_codec = ", ".join(f"{count} {codec}" for codec, count in codecs.most_common())
+    what = "memory" if len(rows) == 1 else "memories"
+    print_line(
+        f"{len(rows)} {what}, {readable(found['bytes'])} of "
+        f"{readable(found['capacity_bytes'])}, in {opened.root}"
+        + (f" ({by_codec})" if by_codec else "")
+    )
     print_line(
         f"{found['encode_seconds']} s of encoding are kept, {found['encode_seconds_saved']} s were "
         f"saved by {found['uses']} uses"
@@ -72,9 +88,14 @@ def stats(cache_dir: CacheDir = None, json: Json = False) -> None:
     print_line(f"{found['pinned']} pinned, {found['quarantined']} set aside")
 
 
-def verify(cache_dir: CacheDir = None, json: Json = False) -> None:
-    """Read every memory; those that are not what was written are set aside. Exit code 1 if any."""
-    whole, bad = open_store(cache_dir).verify()
+@takes(store=STORE)
+def verify(*, json: Json = False, store: dict[str, Any]) -> None:
+    """Read every memory, and set aside those that are not what was written.
+
+    With --cache-secret-file they must have been written with that secret, too. Exit code 1 if any
+    is set aside; it is then encoded again when it is next asked for.
+    """
+    whole, bad = open_store(store).verify()
     if json:
         print_json({"whole": whole, "set_aside": bad})
     else:
@@ -83,82 +104,126 @@ def verify(cache_dir: CacheDir = None, json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
+@takes(store=STORE)
 def gc(
-    cache_dir: CacheDir = None,
+    *,
     capacity: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Evict until they fit: 500MiB, 10G.")
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=size_of(at_least=1),
+            help="Evict until they fit into this, for once: 500MiB, 10G. --cache-capacity is what "
+            "holds from now on.",
+        ),
     ] = None,
+    json: Json = False,
+    store: dict[str, Any],
 ) -> None:
     """Remove what has expired, what dead processes left, and what does not fit."""
-    store = open_store(cache_dir)
+    opened = open_store(store)
+    before = opened.entries()
     if capacity is not None:
-        size = parsed_bytes("capacity", capacity)
-        if size < 1:
-            raise UsageError(f"--capacity must be at least 1 byte, but is {capacity!r}.")
-        store.capacity_bytes = size
-    removed = store.gc()
-    print_line(f"{removed} removed, {len(store.entries())} left")
+        opened.capacity_bytes = capacity
+    count = opened.gc()
+    left = {row.digest for row in opened.entries()}
+    gone = [row for row in before if row.digest not in left]
+    if json:
+        names = [{"key": row.digest, "label": row.label} for row in gone]
+        print_json({"removed": count, "memories": names, "left": len(left)})
+        return
+    for row in gone:
+        print_line(f"{row.digest[:SHORT]}  {row.label[:40]}  {readable(row.size_bytes)}")
+    print_line(f"{count} removed, {len(left)} left")
 
 
+@takes(store=STORE)
 def pin(
     keys: Keys,
-    cache_dir: CacheDir = None,
+    *,
     off: Annotated[bool, typer.Option("--off", help="Let them go again.")] = False,
+    json: Json = False,
+    store: dict[str, Any],
 ) -> None:
     """Keep memories whatever the budget."""
-    store = open_store(cache_dir)
-    for digest in _digests(store, keys):
+    opened = open_store(store)
+    digests = _digests(opened, keys)
+    for digest in digests:
         if off:
-            store.unpin(digest)
+            opened.unpin(digest)
         else:
-            store.pin(digest)
+            opened.pin(digest)
+    if json:
+        print_json({"unpinned" if off else "pinned": digests})
 
 
+@takes(store=STORE)
 def export(
     keys: Annotated[
         list[str] | None, typer.Argument(metavar="KEY…", help="Keys, or their first characters.")
     ] = None,
-    cache_dir: CacheDir = None,
+    *,
     all_of_them: Annotated[bool, typer.Option("--all", help="Every memory.")] = False,
+    store: dict[str, Any],
 ) -> None:
     """Write memories to stdout as one bundle: xattn cache export KEY > bundle."""
-    store = open_store(cache_dir)
     if bool(keys) == all_of_them:
-        raise UsageError("give the keys to export, or --all.")
+        raise UsageError("give the keys to export, or --all, and not both.")
     if sys.stdout.isatty():
         raise UsageError("a bundle is not for a terminal; write it to a file: > bundle")
-    chosen = [row.digest for row in store.entries()] if all_of_them else _digests(store, keys or [])
-    count = store.export(chosen, sys.stdout.buffer)
+    opened = open_store(store)
+    everything = [row.digest for row in opened.entries()] if all_of_them else []
+    count = opened.export(everything or _digests(opened, keys or []), sys.stdout.buffer)
     print_note(f"{count} exported")
 
 
+@takes(store=STORE)
 def import_(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A file; - is stdin.")],
-    cache_dir: CacheDir = None,
+    *,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Believe whoever made the bundle. A store with a secret otherwise takes only what "
+            "was written with that secret; one without takes all that is whole.",
+        ),
+    ] = False,
+    json: Json = False,
+    store: dict[str, Any],
 ) -> None:
     """Take the memories of a bundle, each verified before it is taken."""
-    store = open_store(cache_dir)
+    opened = open_store(store)
     if bundle == "-":
-        taken = store.import_bundle(sys.stdin.buffer)
+        taken = opened.import_bundle(sys.stdin.buffer, trust=trust)
     else:
         try:
             with Path(bundle).open("rb") as file:
-                taken = store.import_bundle(file)
+                taken = opened.import_bundle(file, trust=trust)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise StoreUnavailableError(f"{bundle}: {error.strerror}.") from error
-    print_line(f"{len(taken)} imported")
+    if json:
+        print_json({"imported": taken})
+    else:
+        print_line(f"{len(taken)} imported")
 
 
+@takes(store=STORE)
 def clear(
-    cache_dir: CacheDir = None,
+    *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+    store: dict[str, Any],
 ) -> None:
     """Remove all memories, pinned ones too."""
-    store = open_store(cache_dir)
-    count = len(store.entries())
+    opened = open_store(store)
+    count = len(opened.entries())
     if count and not yes:
-        typer.confirm(f"Remove {count} memories from {store.root}?", abort=True, err=True)
-    print_line(f"{store.clear()} removed")
+        typer.confirm(f"Remove {count} memories from {opened.root}?", abort=True, err=True)
+    removed = opened.clear()
+    if json:
+        print_json({"removed": removed})
+    else:
+        print_line(f"{removed} removed")
 
 
 def _described(store: "MemoryStore", row: "Row") -> dict[str, Any]:
@@ -169,6 +234,8 @@ def _described(store: "MemoryStore", row: "Row") -> dict[str, Any]:
         "positions": row.positions,
         "bytes": row.size_bytes,
         "codec": row.codec,
+        "relative_l2": row.relative_l2,
+        "largest": row.largest,
         "encode_seconds": round(row.encode_seconds, 4),
         "uses": row.uses,
         "created": datetime.fromtimestamp(row.created).isoformat(timespec="seconds"),

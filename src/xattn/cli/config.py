@@ -1,12 +1,13 @@
 """``xattn config show``: each value, and where it came from."""
 
 from dataclasses import MISSING, fields
+from inspect import signature
 from typing import Any
 
 import typer
 
 from xattn.cli.console import print_json, print_table
-from xattn.cli.options import Json
+from xattn.cli.options import STORE, Json
 from xattn.cli.settings import known_settings, leaves
 
 _DEFAULT = "default"
@@ -37,7 +38,7 @@ def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
     for path, child in leaves(root.command):
         command = "_".join(path)
         if path[0] == "cache" or command not in known:
-            continue  # each of them has the store's directory, which others show
+            continue  # each of them has the store's options, which others show
         values = child.make_context(command, [], parent=root).params
         for name in known[command]:
             setting = root.obj[command].get(name)
@@ -51,6 +52,10 @@ def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
 
 def _library_default(command: str, name: str) -> tuple[Any, str]:
     """What the library takes where nothing is said, and whether a checkpoint may say otherwise."""
+    if name in STORE:
+        from xattn.store import MemoryStore
+
+        return signature(MemoryStore).parameters[STORE[name].keyword or name].default, _DEFAULT
     from xattn.decoding.settings import Settings
     from xattn.decoding.transcription_settings import TranscriptionSettings
 

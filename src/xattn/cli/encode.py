@@ -1,10 +1,8 @@
 """``xattn encode``: sources into the store, so that nothing has to be encoded later."""
 
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,18 +10,9 @@ from xattn.cli.console import print_error, print_json, print_line
 from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model
-from xattn.cli.options import (
-    CacheDir,
-    Device,
-    Dtype,
-    Json,
-    JsonLines,
-    ModelName,
-    Offline,
-    Output,
-    Threads,
-)
-from xattn.cli.sizes import mebibytes
+from xattn.cli.memories import content_of
+from xattn.cli.options import LOADING, STORE, Json, JsonLines, ModelName, Output, takes
+from xattn.cli.sizes import readable
 from xattn.cli.stores import open_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
@@ -37,7 +26,12 @@ Sources = Annotated[
     typer.Argument(metavar="FILE", help="Recordings, or text files; - reads one from stdin."),
 ]
 MaxPositions = Annotated[
-    int | None, typer.Option(min=1, help="Tokens in a chunk of a long text, at most.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens in a chunk of a long text, at most. 'xattn generate --memory' cuts as if this "
+        "were unset: 512.",
+    ),
 ]
 SourceLanguage = Annotated[
     str | None,
@@ -45,45 +39,62 @@ SourceLanguage = Annotated[
 ]
 
 
+For = Annotated[
+    Literal["transcribe", "generate"],
+    typer.Option(
+        "--for",
+        help="Who is to find it. transcribe: windows of a recording, or chunks of a text, as "
+        "'xattn transcribe' and 'xattn generate --memory' read them. generate: one memory, of 30 s "
+        "of a recording at most, as 'xattn generate SOURCE', 'xattn translate' and "
+        "store.get_or_encode(model, source) read it.",
+    ),
+]
+
+
+@takes(store=STORE, loading=LOADING)
 def encode(
     sources: Sources = None,
     *,
     model: ModelName = "",
+    for_: For = "transcribe",
     max_positions: MaxPositions = None,
     source_language: SourceLanguage = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    offline: Offline = False,
-    threads: Threads = None,
-    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Encode files into the store; what is there already is not encoded again.
 
     Long texts are cut into chunks at sentence ends, long recordings into windows, and an edited
-    text encodes the chunks that changed. Records of --jsonl have a "source", the path of a file;
-    the output adds the keys, what was found, and what was encoded.
+    text encodes the chunks that changed. A decoder-only model reads a text as one piece.
+
+    Records of --jsonl have a "source", the path of a file; the output adds the keys, what was
+    found, and what was encoded.
     """
     require_one_input(sources, jsonl, output, what="FILE")
-    store = open_store(cache_dir)
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
-    how: dict[str, Any] = {} if max_positions is None else {"max_positions": max_positions}
-    if source_language is not None:
-        how["language"] = source_language
+    if for_ == "generate" and max_positions is not None:
+        raise UsageError("--max-positions cuts a text in chunks; --for generate makes one memory.")
+    kept = open_store(store)
+    loaded = load_model(model, **loading)
+    given = {"max_positions": max_positions, "language": source_language}
+    how = {name: value for name, value in given.items() if value is not None}
+
+    def encode_one(source: Any) -> Record:
+        return _encode_one(loaded, kept, source, for_, how)
 
     def work(records: Sequence[Record]) -> list[Record]:
-        return [_encode_one(loaded, store, record["source"], how) for record in records]
+        return [encode_one(record["source"]) for record in records]
 
     if jsonl is not None:
-        options = how | {"encode": model, "dtype": dtype}
+        options = how | {"encode": model, "dtype": loading["dtype"], "for": for_}
         run_jsonl(jsonl, output, work, fields=["source"], options=options)
         return
     documents, worst = [], 0
     for source in sources or []:
         try:
-            report = _encode_one(loaded, store, source, how)
+            report = encode_one(source)
         except XattnError as error:
             worst = max(worst, code_of(error))
             print_error(error)
@@ -98,12 +109,16 @@ def encode(
 
 
 def _encode_one(
-    model: "Model", store: "MemoryStore", source: Any, how: dict[str, Any]
+    model: "Model", store: "MemoryStore", source: Any, for_: str, how: dict[str, Any]
 ) -> dict[str, Any]:
     if not isinstance(source, str):
         raise UsageError(f"'source' must be the path of a file, but is {source!r}.")
     started = time.perf_counter()
-    pieces = model.prepare_long(_content(model, source), **how)
+    content = content_of(model, source)
+    if for_ == "generate":
+        pieces = [model.prepare(content, **how)]
+    else:
+        pieces = model.prepare_long(content, **how)
     before = model.counters.encoder_passes
     memories = store.get_or_encode_prepared(model, pieces)
     encoded = model.counters.encoder_passes - before
@@ -117,18 +132,10 @@ def _encode_one(
     }
 
 
-def _content(model: "Model", source: str) -> Any:
-    """What the model's encoder takes: a recording, or the text in a file."""
-    encoder = model.spec.encoder
-    if encoder is not None and encoder.modality == "audio":
-        return sys.stdin.buffer.read() if source == "-" else source
-    return sys.stdin.buffer.read().decode("utf-8") if source == "-" else Path(source)
-
-
 def _line(source: str, report: dict[str, Any]) -> str:
     pieces = report["found"] + report["encoded"]
     return (
         f"{source}: {pieces} {'piece' if pieces == 1 else 'pieces'}, {report['encoded']} encoded, "
-        f"{report['found']} found; {report['positions']} positions, {mebibytes(report['bytes'])}, "
+        f"{report['found']} found; {report['positions']} positions, {readable(report['bytes'])}, "
         f"{report['seconds']:.2f} s"
     )

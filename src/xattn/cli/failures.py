@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from xattn.cli.console import print_error
-from xattn.cli.settings import DEBUG
+from xattn.cli.settings import DEBUG, settings_of
 from xattn.errors import UsageError, XattnError
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -70,14 +70,21 @@ def message_of(error: Exception, *, whole: bool = False) -> str:
 
 def _typer_message(error: Any) -> str:
     """A usage error with the place to read on, and the place of a value that is no flag's."""
-    message = error.format_message().rstrip().rstrip(".")
+    message = error.format_message().rstrip().rstrip(".").replace(": Value error, ", ": ")
+    message += _value_of(error, message)
     context = getattr(error, "ctx", None)
     if context is None:
         return f"{message}."
     name = getattr(getattr(error, "param", None), "name", None)
-    settings = context.obj if isinstance(context.obj, dict) else {}
-    setting = settings.get(context.command.name, {}).get(name)
+    setting = settings_of(context).get(name or "")
     given = getattr(context.get_parameter_source(name) if name else None, "name", "")
     if setting is not None and given == "DEFAULT_MAP":
         message += f" ({setting.source} gives {setting.value!r})"
     return f"{message}; see '{context.command_path} --help'."
+
+
+def _value_of(error: Any, message: str) -> str:
+    """The value that could not be parsed, where ``message`` has the bound alone."""
+    errors = getattr(error.__cause__, "errors", None)
+    value = repr(errors()[0]["input"]) if errors else ""
+    return f", but is {value}" if value and value not in message else ""

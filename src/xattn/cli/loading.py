@@ -1,7 +1,7 @@
 """Loading the model that a command was asked for."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xattn.errors import UsageError
 
@@ -9,21 +9,22 @@ if TYPE_CHECKING:
     from xattn.model import Model
 
 
-def load_model(
-    name: str, *, device: str, dtype: str, offline: bool, threads: int | None
-) -> "Model":
-    """Load ``name``, with a sign of life on a terminal. Raises what :func:`xattn.load` raises."""
+def load_model(name: str, *, threads: int | None = None, **loading: Any) -> "Model":
+    """Load ``name``, with a sign of life on a terminal. Raises what :func:`xattn.load` raises.
+
+    ``threads`` is how many torch may use, ``loading`` are keywords of :func:`xattn.load`.
+    """
     if not name:
         raise UsageError("no model was named; give --model (`xattn models` lists some).")
     if not sys.stderr.isatty():
-        return _load(name, device=device, dtype=dtype, offline=offline, threads=threads)
+        return _load(name, threads, loading)
     from rich.console import Console
 
     with Console(stderr=True).status(f"loading {name}"):
-        return _load(name, device=device, dtype=dtype, offline=offline, threads=threads)
+        return _load(name, threads, loading)
 
 
-def _load(name: str, *, device: str, dtype: str, offline: bool, threads: int | None) -> "Model":
+def _load(name: str, threads: int | None, loading: dict[str, Any]) -> "Model":
     # torch takes seconds to import: here, and not where --help would wait for it.
     import torch
 
@@ -31,4 +32,4 @@ def _load(name: str, *, device: str, dtype: str, offline: bool, threads: int | N
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load(name, dtype=dtype, device=device, offline=offline)
+    return load(name, **loading)

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from xattn.cli.sizes import seconds_of, size_of
 from xattn.errors import UsageError
 
 MODEL, SEARCH, SAMPLING, CONSTRAINTS = "Model", "Search", "Sampling", "Constraints"
-RECORDS = "Records"
+RECORDS, MEMORIES = "Records", "Memory store"
+LEAST_SECRET_BYTES, MOST_SECRET_BYTES = 16, 2**16
 
 ModelName = Annotated[
     str,
@@ -27,31 +29,12 @@ ModelName = Annotated[
         help="Alias (`xattn models`), hub id, directory, GGUF file, or pkg:PACKAGE/PATH.",
     ),
 ]
-Device = Annotated[str, typer.Option(rich_help_panel=MODEL, help="cpu, cuda, cuda:1, mps …")]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"],
-    typer.Option(rich_help_panel=MODEL, help="Number format of the computation."),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline/--online", rich_help_panel=MODEL, help="Never touch the network.")
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=MODEL, help="CPU threads; unset: all cores.")
-]
 Cache = Annotated[
     bool,
     typer.Option(
         "--cache/--no-cache",
-        rich_help_panel=MODEL,
+        rich_help_panel=MEMORIES,
         help="Keep memories, and encode nothing twice.",
-    ),
-]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        rich_help_panel=MODEL,
-        help="Where memories are kept; unset: ~/.cache/xattn.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json/--text", help="One JSON document on stdout.")]
@@ -88,37 +71,56 @@ class Option:
     help: str
     convert: Callable[[str, Any], Any] = lambda name, value: value
     """(name, parsed value) -> the library's value."""
+    keyword: str | None = None
+    """The library's name for it, where that is another."""
+    flags: tuple[str, ...] = ()
+    """How it is typed, where that is not ``--name``."""
+    default: Any = None
+    """What an unset flag says; None: it says nothing, and the library decides."""
+    metavar: str | None = None
+    least: int | None = None
+    parser: Callable[[Any], Any] | None = None
+    """Text -> value, where ``kind`` does not say how."""
 
     @property
     def annotation(self) -> Any:
         """What typer reads."""
-        return Annotated[self.kind | None, typer.Option(rich_help_panel=self.panel, help=self.help)]
+        flag = typer.Option(
+            *self.flags,
+            rich_help_panel=self.panel,
+            help=self.help,
+            metavar=self.metavar,
+            min=self.least,
+            parser=self.parser,
+        )
+        return Annotated[self.kind | None if self.default is None else self.kind, flag]
 
 
-def takes(
-    options: Mapping[str, Option],
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command: ``options`` become flags, and those given its ``settings`` keyword."""
+Table = Mapping[str, Option]
+"""Options by the names of their flags."""
+
+
+def takes(**tables: Table) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command: the options of each table become flags, and its keyword those given."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(command)
-        own = [p for p in signature.parameters.values() if p.name != "settings"]
+        own = [p for p in signature.parameters.values() if p.name not in tables]
         added = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option.annotation
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=option.default,
+                annotation=option.annotation,
             )
-            for name, option in options.items()
+            for table in tables.values()
+            for name, option in table.items()
         ]
 
         @functools.wraps(command)
         def wrapped(*args: Any, **values: Any) -> Any:
-            given = {name: values.pop(name) for name in options}
-            settings = {
-                name: options[name].convert(name, value)
-                for name, value in given.items()
-                if value is not None
-            }
-            return command(*args, **values, settings=settings)
+            found = {keyword: _taken(table, values) for keyword, table in tables.items()}
+            return command(*args, **values, **found)
 
         parameters = [*own, *added]
         # typer asks the function itself, not what it wraps.
@@ -127,6 +129,16 @@ def takes(
         return wrapped
 
     return decorate
+
+
+def _taken(table: Table, values: dict[str, Any]) -> dict[str, Any]:
+    """What was given of ``table``, out of ``values``, under the library's names."""
+    given = {name: values.pop(name) for name in table}
+    return {
+        option.keyword or name: option.convert(name, given[name])
+        for name, option in table.items()
+        if given[name] is not None
+    }
 
 
 def was_typed(context: typer.Context, name: str) -> bool:
@@ -158,6 +170,130 @@ def _each(name: str, value: str, kind: Callable[[str], Any], what: str) -> list[
 def _early_stopping(name: str, value: str) -> bool | str:
     return {"true": True, "false": False}.get(value, value)
 
+
+def _secret(name: str, path: Path) -> bytes:
+    """The bytes in the file ``path``, without the newline that editors put at its end."""
+    flag, least, most = f"--{name.replace('_', '-')}", LEAST_SECRET_BYTES, MOST_SECRET_BYTES
+    try:
+        with path.open("rb") as file:
+            secret = file.read(most + 2).removesuffix(b"\n")
+    except OSError as error:
+        raise UsageError(
+            f"`{flag}` must be a file that can be read, but {str(path)!r} cannot: {error.strerror}."
+        ) from error
+    if not least <= len(secret) <= most:
+        found = f"more than {most}" if len(secret) > most else str(len(secret))
+        raise UsageError(
+            f"`{flag}` must be a file of {least} to {most} bytes, but {str(path)!r} has {found}."
+        )
+    return secret
+
+
+LOADING: dict[str, Option] = {
+    "device": Option(str, MODEL, "cpu, cuda, cuda:1, mps …", default="cpu"),
+    "dtype": Option(
+        Literal["float32", "bfloat16", "float16"],
+        MODEL,
+        "Number format of the computation.",
+        default="float32",
+    ),
+    "offline": Option(
+        bool, MODEL, "Never touch the network.", flags=("--offline/--online",), default=False
+    ),
+    "threads": Option(int, MODEL, "CPU threads; unset: all cores.", least=1),
+}
+"""How a model is loaded: keywords of :func:`xattn.cli.loading.load_model`."""
+
+STORE: dict[str, Option] = {
+    "cache_dir": Option(
+        Path,
+        MEMORIES,
+        "Where memories are kept; unset: ~/.cache/xattn.",
+        keyword="root",
+        metavar="DIR",
+    ),
+    "cache_codec": Option(
+        Literal["float32", "bfloat16", "float16", "int8", "int4"],
+        MEMORIES,
+        "How numbers are written down. All but float32 lose something, in results too; unset: "
+        "float32.",
+        keyword="codec",
+    ),
+    "cache_capacity": Option(
+        int,
+        MEMORIES,
+        "Budget of the local disk (500MiB, 10G), beyond which what saves least is removed. It is "
+        "kept with the directory; with --cache-tenant it bounds that tenant alone. Unset: what was "
+        "said last, or 20GiB.",
+        keyword="capacity_bytes",
+        metavar="SIZE",
+        parser=size_of(at_least=1),
+    ),
+    "cache_ram": Option(
+        int,
+        MEMORIES,
+        "Budget of the memories that this process holds; unset: 256MiB.",
+        keyword="ram_bytes",
+        metavar="SIZE",
+        parser=size_of(at_least=0),
+    ),
+    "cache_quota": Option(
+        int,
+        MEMORIES,
+        "The tenant's own budget of the local disk; unset: none.",
+        keyword="quota_bytes",
+        metavar="SIZE",
+        parser=size_of(at_least=1),
+    ),
+    "cache_tenant": Option(
+        str,
+        MEMORIES,
+        "Whose memories these are: those of another tenant are neither found nor listed.",
+        keyword="tenant",
+        metavar="NAME",
+    ),
+    "cache_secret_file": Option(
+        Path,
+        MEMORIES,
+        f"File of {LEAST_SECRET_BYTES} bytes or more: only memories that were written with them "
+        "are believed.",
+        convert=_secret,
+        keyword="secret",
+        metavar="FILE",
+    ),
+    "cache_ttl": Option(
+        float,
+        MEMORIES,
+        "How long new memories last: seconds, or 30m, 1h, 7d; unset: until they make room.",
+        keyword="ttl_seconds",
+        metavar="TIME",
+        parser=seconds_of,
+    ),
+    "cache_verify": Option(
+        Literal["always", "first", "never"],
+        MEMORIES,
+        "When digests are taken again: at every read, at the first in a process, or never; unset: "
+        "first.",
+        keyword="verify",
+    ),
+    "cache_shared": Option(
+        str,
+        MEMORIES,
+        "A place that machines share, as fsspec names it: s3://…, file://… It is asked after the "
+        "local disk, and written behind.",
+        keyword="cold",
+        metavar="URL",
+    ),
+    "cache_shared_capacity": Option(
+        int,
+        MEMORIES,
+        "Budget of the shared place; unset: none.",
+        keyword="cold_bytes",
+        metavar="SIZE",
+        parser=size_of(at_least=1),
+    ),
+}
+"""Keywords of :class:`xattn.MemoryStore`."""
 
 GENERATION: dict[str, Option] = {
     "num_beams": Option(int, SEARCH, "Beams; 1 is greedy."),

@@ -20,12 +20,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from xattn.cli.options import LOADING, STORE
 from xattn.errors import UsageError
 
-COMMON = ("model", "device", "dtype", "offline", "threads", "seed", "cache", "cache_dir")
+COMMON = ("model", *LOADING, "seed", "cache", *STORE)
 """Names that may stand at the top of a file, and in a variable without a command's name."""
 
-PER_CALL = ("json", "jsonl", "output", "stream", "chat")
+PER_CALL = ("json", "jsonl", "output", "stream", "chat", "memory", "for_", "trust")
 """Options that say what one call does, and so have no place in a file of settings."""
 
 DEBUG = "XATTN_DEBUG"
@@ -74,6 +75,21 @@ def leaves(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (*path, name), child
 
 
+def command_of(context: Any) -> str:
+    """The command that typer's ``context`` is of, as settings name it: ``cache_ls``."""
+    names = []
+    while context.parent is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return "_".join(reversed(names))
+
+
+def settings_of(context: Any) -> Mapping[str, Setting]:
+    """What variables and files say for the command of ``context``."""
+    found = context.obj if isinstance(context.obj, Mapping) else {}
+    return found.get(command_of(context), {})
+
+
 def find_files(start: Path, environ: Mapping[str, str]) -> list[Path]:
     """The files that apply in ``start``, the strongest first."""
     nearest = (folder / FILE_NAME for folder in (start, *start.parents))
@@ -95,6 +111,11 @@ def read_file(path: Path, known: Known) -> SettingsFile:
             _check_table(path, key, value, known[key])
         elif key not in COMMON:
             raise UsageError(f"{path}: unknown setting {key!r}; {_near(key, (*COMMON, *known))}")
+        elif isinstance(value, Mapping):
+            raise UsageError(
+                f"{path}: {key!r} must be one value, but is a table instead; keys that begin with "
+                f"it stand at the top of the file: {', '.join(n for n in COMMON if key in n)}."
+            )
     return SettingsFile(path=path, content=content)
 
 

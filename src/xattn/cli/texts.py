@@ -47,17 +47,17 @@ def run_texts(
 ) -> None:
     """One result for each text (``-``: each line of stdin), as text or as one JSON document.
 
-    A text that fails is named, and the others are still done; the worst exit code counts.
+    No text at all is one record without any. A text that fails is named, and the others are still
+    done; the worst exit code counts.
     """
     results, worst = [], 0
-    single = len(texts) == 1 and texts[0] != "-"
-    for text in read_texts(texts):
-        record: Record = {field: text}
+    single = len(texts) <= 1 and "-" not in texts
+    for record in records_of(texts, field):
         try:
             [result] = work([record])
         except XattnError as error:
             worst = max(worst, code_of(error))
-            print_error(error if single else f"{text!r}: {error}")
+            print_error(error if single else f"{record[field]!r}: {error}")
             continue
         if json:
             results.append(record | result)
@@ -67,6 +67,14 @@ def run_texts(
         print_json(results[0] if single else results)
     if worst:
         raise typer.Exit(worst)
+
+
+def records_of(texts: Sequence[str], field: str) -> Iterator[Record]:
+    """A record for each text; one without a text where there are none."""
+    if not texts:
+        yield {}
+    for text in read_texts(texts):
+        yield {field: text}
 
 
 def read_texts(texts: Sequence[str]) -> Iterator[str]:
@@ -85,17 +93,17 @@ def read_texts(texts: Sequence[str]) -> Iterator[str]:
 
 
 def require_one_input(
-    given: Sequence[str] | None, jsonl: str | None, output: str, *, what: str
+    given: Sequence[str] | None, jsonl: str | None, output: str, *, what: str, needed: bool = True
 ) -> None:
     """Exactly one of arguments and ``--jsonl``, which ``--output`` belongs to.
 
-    Raises :class:`UsageError`.
+    Neither is right, too, where none is ``needed``. Raises :class:`UsageError`.
     """
     if jsonl is None and output != "-":
         raise UsageError("--output is where --jsonl writes; without --jsonl, redirect stdout.")
     if given and jsonl is not None:
         raise UsageError(f"give either {what} or --jsonl, not both.")
-    if not given and jsonl is None:
+    if needed and not given and jsonl is None:
         raise UsageError(f"nothing to do: give {what}, or - to read stdin, or --jsonl FILE.")
 
 

@@ -15,25 +15,22 @@ from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model
 from xattn.cli.options import (
+    LOADING,
     SAMPLING,
     SEARCH,
+    STORE,
     Cache,
-    CacheDir,
-    Device,
-    Dtype,
     Json,
     JsonLines,
     ModelName,
-    Offline,
     Option,
     Output,
-    Threads,
     numbers,
     takes,
     was_typed,
     whole_numbers,
 )
-from xattn.cli.stores import use_store
+from xattn.cli.stores import lossy, use_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
 
@@ -133,24 +130,21 @@ OutputDir = Annotated[
 ]
 
 
-@takes(TRANSCRIPTION | LAYOUT)
+@takes(settings=TRANSCRIPTION | LAYOUT, store=STORE, loading=LOADING)
 def transcribe(
     context: typer.Context,
     sources: Sources = None,
     *,
     model: ModelName = "whisper-tiny.en",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    offline: Offline = False,
-    threads: Threads = None,
     cache: Cache = True,
-    cache_dir: CacheDir = None,
     output_format: OutputFormat = "txt",
     output_dir: OutputDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
     settings: dict[str, Any],
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Transcribe recordings with a Whisper model.
 
@@ -171,15 +165,15 @@ def transcribe(
     _check(settings, layout)
     if output_dir is not None:
         _make(output_dir)
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    loaded = load_model(model, **loading)
     if cache:
-        use_store(loaded, cache_dir)
+        use_store(loaded, store)
     if jsonl is not None:
 
         def work(records: Sequence[Record]) -> list[Record]:
             return [_document(loaded.transcribe(_path(r), **settings)) for r in records]
 
-        options = settings | {"transcribe": model, "dtype": dtype}
+        options = settings | {"transcribe": model, "dtype": loading["dtype"]} | lossy(store, cache)
         run_jsonl(jsonl, output, work, fields=["audio"], options=options)
         return
     _transcribe_all(loaded, sources, settings, layout, output_format, output_dir, json)

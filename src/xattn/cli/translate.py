@@ -9,20 +9,17 @@ from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model
 from xattn.cli.options import (
     GENERATION,
+    LOADING,
+    STORE,
     BatchSize,
     Cache,
-    CacheDir,
-    Device,
-    Dtype,
     Json,
     JsonLines,
     ModelName,
-    Offline,
     Output,
-    Threads,
     takes,
 )
-from xattn.cli.stores import use_store
+from xattn.cli.stores import lossy, use_store
 from xattn.cli.texts import Work, as_record, require_one_input, run_jsonl, run_texts
 
 Texts = Annotated[
@@ -39,33 +36,30 @@ TargetLanguage = Annotated[
 ]
 
 
-@takes(GENERATION)
+@takes(settings=GENERATION, store=STORE, loading=LOADING)
 def translate(
     texts: Texts = None,
     *,
     model: ModelName = "",
     source_language: SourceLanguage = None,
     target_language: TargetLanguage = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    offline: Offline = False,
-    threads: Threads = None,
     cache: Cache = True,
-    cache_dir: CacheDir = None,
     json: Json = False,
     jsonl: JsonLines = None,
     output: Output = "-",
     batch_size: BatchSize = 8,
     settings: dict[str, Any],
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Translate texts with an encoder-decoder model.
 
     Records of --jsonl have a "text"; the output adds "translation".
     """
     require_one_input(texts, jsonl, output, what="TEXT")
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, threads=threads)
+    loaded = load_model(model, **loading)
     if cache:
-        use_store(loaded, cache_dir)
+        use_store(loaded, store)
 
     def work(records: Sequence[Record]) -> list[Record]:
         sources = [record["text"] for record in records]
@@ -76,7 +70,7 @@ def translate(
         return [as_record(answer, field="translation", logprobs=logprobs) for answer in answers]
 
     if jsonl is not None:
-        options = settings | {"translate": model, "dtype": dtype}
+        options = settings | {"translate": model, "dtype": loading["dtype"]} | lossy(store, cache)
         options |= {"from": source_language, "to": target_language}
         run_jsonl(jsonl, output, work, fields=["text"], options=options, batch_size=batch_size)
     else:
