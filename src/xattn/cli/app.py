@@ -44,7 +44,9 @@ def build() -> Any:
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
     config_app.command(cls=Command)(config.show)
     app.add_typer(config_app, name="config")
-    cache_app = typer.Typer(help="Memories at rest: look, tend, carry.", no_args_is_help=True)
+    cache_app = typer.Typer(
+        help="What has been encoded: look at it, tend it, carry it.", no_args_is_help=True
+    )
     for command in (
         cache.ls,
         cache.stats,

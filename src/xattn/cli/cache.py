@@ -18,7 +18,7 @@ from xattn.errors import EntryNotFoundError, StoreUnavailableError, UsageError
 if TYPE_CHECKING:
     from xattn.store import MemoryStore, Row
 
-Keys = Annotated[list[str], typer.Argument(metavar="KEY…", help="Keys, or their first characters.")]
+Keys = Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, or their first characters.")]
 SHORT = 12
 
 
@@ -55,7 +55,7 @@ def ls(*, json: Json = False, store: dict[str, Any]) -> None:
 
 @takes(store=STORE)
 def stats(*, json: Json = False, store: dict[str, Any]) -> None:
-    """Count the memories, their bytes, and the seconds of encoding that they save."""
+    """Count memories, their bytes, and the seconds they saved."""
     opened = open_store(store)
     rows = opened.entries()
     codecs = Counter(row.codec for row in rows)
@@ -90,10 +90,10 @@ def stats(*, json: Json = False, store: dict[str, Any]) -> None:
 
 @takes(store=STORE)
 def verify(*, json: Json = False, store: dict[str, Any]) -> None:
-    """Read every memory, and set aside those that are not what was written.
+    """Read all memories; set aside what is not as written.
 
     With --cache-secret-file they must have been written with that secret, too. Exit code 1 if any
-    is set aside; it is then encoded again when it is next asked for.
+    is set aside; it is encoded again when it is next asked for.
     """
     whole, bad = open_store(store).verify()
     if json:
@@ -119,7 +119,10 @@ def gc(
     json: Json = False,
     store: dict[str, Any],
 ) -> None:
-    """Remove what has expired, what dead processes left, and what does not fit."""
+    """Remove what has expired, and what does not fit.
+
+    What processes that died have left is removed, too. Pinned memories stay.
+    """
     opened = open_store(store)
     before = opened.entries()
     if capacity is not None:
@@ -144,7 +147,7 @@ def pin(
     json: Json = False,
     store: dict[str, Any],
 ) -> None:
-    """Keep memories whatever the budget."""
+    """Keep memories whatever the budget, and though they expire."""
     opened = open_store(store)
     digests = _digests(opened, keys)
     for digest in digests:
@@ -159,13 +162,16 @@ def pin(
 @takes(store=STORE)
 def export(
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY…", help="Keys, or their first characters.")
+        list[str] | None, typer.Argument(metavar="KEY", help="Keys, or their first characters.")
     ] = None,
     *,
     all_of_them: Annotated[bool, typer.Option("--all", help="Every memory.")] = False,
     store: dict[str, Any],
 ) -> None:
-    """Write memories to stdout as one bundle: xattn cache export KEY > bundle."""
+    """Write memories to stdout as one bundle.
+
+    For example: xattn cache export --all > bundle; 'xattn cache import bundle' takes them.
+    """
     if bool(keys) == all_of_them:
         raise UsageError("give the keys to export, or --all, and not both.")
     if sys.stdout.isatty():
@@ -191,7 +197,7 @@ def import_(
     json: Json = False,
     store: dict[str, Any],
 ) -> None:
-    """Take the memories of a bundle, each verified before it is taken."""
+    """Take the memories of a bundle, each verified first."""
     opened = open_store(store)
     if bundle == "-":
         taken = opened.import_bundle(sys.stdin.buffer, trust=trust)
@@ -214,7 +220,10 @@ def clear(
     json: Json = False,
     store: dict[str, Any],
 ) -> None:
-    """Remove all memories, pinned ones too."""
+    """Remove all memories of a tenant, pinned ones too.
+
+    With --cache-shared they are removed from the place that machines share, too.
+    """
     opened = open_store(store)
     count = len(opened.entries())
     if count and not yes:

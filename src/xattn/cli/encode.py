@@ -65,10 +65,11 @@ def encode(
     store: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
-    """Encode files into the store; what is there already is not encoded again.
+    """Encode files into the store, once.
 
-    Long texts are cut into chunks at sentence ends, long recordings into windows, and an edited
-    text encodes the chunks that changed. A decoder-only model reads a text as one piece.
+    What is there already is not encoded again. Long texts are cut into chunks at sentence ends,
+    long recordings into windows, and an edited text encodes the chunks that changed. A decoder-only
+    model reads a text as one piece.
 
     Records of --jsonl have a "source", the path of a file; the output adds the keys, what was
     found, and what was encoded.

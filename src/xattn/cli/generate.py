@@ -79,12 +79,13 @@ def generate(
     store: dict[str, Any],
     loading: dict[str, Any],
 ) -> None:
-    """Continue prompts, or answer them with --chat.
+    """Continue prompts, answer messages, or attend to files.
 
-    An encoder-decoder model reads the prompt with its encoder. With --memory it attends to files
-    instead, and PROMPT, which may then be left out, is what its answer begins with. A decoder-only
-    model goes on from one file with PROMPT. Files are encoded as 'xattn encode' does it, and
-    found in the store from then on; what a decoder-only model reads as PROMPT is not kept.
+    With --chat a prompt is a message. An encoder-decoder model reads the prompt with its encoder.
+    With --memory it attends to files instead, and PROMPT, which may then be left out, is what its
+    answer begins with. A decoder-only model goes on from one file with PROMPT. Files are encoded as
+    'xattn encode' does it, and found in the store from then on; what a decoder-only model reads as
+    PROMPT is not kept.
 
     Records of --jsonl have a "prompt" or chat "messages", and may have a "memory" of their own, a
     path or a list of paths; the output adds "text".
