@@ -172,7 +172,7 @@ def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
 
 def every_row(root: Path) -> Iterator[Row]:
     """Rows for all payloads of all tenants: what an index that was lost is made of again."""
-    for folder in sorted(files.require_real(root, "tenants").glob("*")):
+    for folder in sorted(_within(root / "tenants")):
         if folder.is_symlink():
             continue
         disk = Disk(root, folder.name)
@@ -189,25 +189,35 @@ def sweep(root: Path, most_set_aside: int) -> int:
     went.
     """
     now = time.time()
-    folders = [root, *(root / part for part in ("quarantine", "locks"))]
-    tenants = [path for path in (root / "tenants").glob("*") if not path.is_symlink()]
-    folders += [path for tenant in tenants for path in tenant.glob("*")]
+    tenants = [tenant for tenant in _within(root / "tenants") if tenant.is_dir()]
+    folders = [root, root / "quarantine", root / "locks"]
+    folders += [folder for tenant in tenants for folder in _within(tenant)]
     left = [
         partial
         for folder in folders
-        if not folder.is_symlink()
-        for partial in folder.glob(f"{files.PARTIAL}*")
-        if now - partial.lstat().st_mtime > PARTIAL_SECONDS
+        for partial in _within(folder, f"{files.PARTIAL}*")
+        if (status := _status(partial)) and now - status.st_mtime > PARTIAL_SECONDS
     ]
-    aside = [*root.glob("index*.damaged-*")]
-    if not (root / "quarantine").is_symlink():
-        aside += root.glob(f"quarantine/*{SUFFIX}")
+    aside = _within(root, "index*.damaged-*") + _within(root / "quarantine", f"*{SUFFIX}")
+    dated = [(status, path) for path in aside if (status := _status(path))]
     held = 0
-    for status, path in sorted(((path.lstat(), path) for path in aside), key=_age):
+    for status, path in sorted(dated, key=_age):
         held += status.st_size
         if held > most_set_aside or now - status.st_mtime > QUARANTINE_SECONDS:
             left.append(path)
     return sum(map(_unlinked, left))
+
+
+def _within(folder: Path, pattern: str = "*") -> list[Path]:
+    """What matches in a folder, which is not followed where it is a link."""
+    return [] if folder.is_symlink() else list(folder.glob(pattern))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:  # its writer has just finished, or somebody else has swept
+        return None
 
 
 def _age(dated: tuple[os.stat_result, Path]) -> float:
@@ -217,6 +227,6 @@ def _age(dated: tuple[os.stat_result, Path]) -> float:
 def _unlinked(path: Path) -> bool:
     try:
         path.unlink()
-    except FileNotFoundError:  # its writer has just finished, or somebody else has swept
+    except FileNotFoundError:
         return False
     return True
