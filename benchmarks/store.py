@@ -1,14 +1,16 @@
 """Reading a memory back, against encoding it again.
 
-    python benchmarks/store.py [--runs 20] [--tokens 512 2048 8192]
+    python benchmarks/store.py [--only reload codecs bytes] [--runs 20] [--tokens 512 2048 8192]
 
-Whisper tiny.en on 30 s of audio, and a random T5-small (the shape of google-t5/t5-small) at 512,
-2048 and 8192 tokens. Each run encodes, reads from the page cache through a store object that has
-never seen the entry (so that its digest is verified), and reads after the file's pages were
-dropped; the three are interleaved, and medians and ratios are reported. Then bytes: states in every
-codec with the error of each, and per-layer keys and values, for real shapes.
+``reload``: Whisper tiny.en on 30 s of audio, and a random T5-small (shaped as google-t5/t5-small)
+at 512, 2048 and 8192 tokens. Each run encodes, reads from the page cache through a store object
+that has never seen the entry (so that its digest is verified), and reads after the file's pages
+were dropped; the three are interleaved, and medians and ratios are reported. ``codecs``: what each
+loses of states, and of keys and values, of real weights. ``bytes``: what memories of real shapes
+take at rest and in use, and what transformers holds of them for 5 beams (``shapes.py``).
 
-Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
+Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/; parts that are not run
+stay as they were there.
 """
 
 import argparse
@@ -18,39 +20,70 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import RESULTS, record
+from shapes import MEBI, table
 
 import xattn
 from xattn.memory import Memory
 from xattn.store import CODECS, MemoryStore
-from xattn.store.codecs import decode, encode, error_of
+from xattn.store.codecs import KV_BLOCK, encode, error_of
+from xattn.store.payload import as_kept
 
 ROOT = Path(__file__).parents[1]
 RECORDING = ROOT / "examples" / "assets" / "recording.wav"
 PACKAGES = ("torch", "transformers", "safetensors", "blake3")
-MEBI = 2**20
+TITLES = {
+    "reload": "Reading back against encoding again, medians",
+    "codecs": "Codecs, on real weights: states of an encoder",
+    "kv codecs": "Codecs, on real weights: keys and values of SmolLM2-135M",
+    "bytes": "Bytes of real shapes, MiB",
+}
+NOTES = {
+    "kv codecs": "Texts of 100 to 300 tokens, a question about each, 24 tokens, greedy. The error "
+    "of a layer is relative to that layer's own keys or values.",
+    "bytes": "At rest: payloads as a store writes them, spans included. In use: one memory in "
+    "bfloat16, whatever the beams. Transformers: its own models on the meta device, after one step "
+    "of the decoder; its states are those that `generate` keeps in every row (none for the last "
+    "two). xattn does not run Llama-Vision yet: its decoder is built from a spec by hand.",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parts = ["reload", "codecs", "bytes"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--texts", type=int, default=20, help="prompts of the codecs of K/V")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    found: dict[str, Any] = {"machine": record(arguments.threads, PACKAGES)}
-    found["reload"] = list(reloads(arguments.runs, arguments.tokens))
-    found["codecs"] = codecs()
-    found["bytes"] = shapes()
+    measured: dict[str, Any] = {}
+    if "reload" in arguments.only:
+        measured["reload"] = list(reloads(arguments.runs, arguments.tokens))
+    if "codecs" in arguments.only:
+        measured["codecs"] = codecs()
+        measured["kv codecs"] = kv_codecs(arguments.texts)
+    if "bytes" in arguments.only:
+        measured["bytes"] = table()
+    found = merged(measured, record(arguments.threads, PACKAGES))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "store.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "store.md").write_text(page(found))
     print(page(found))
+
+
+def merged(measured: dict[str, Any], machine: dict[str, str]) -> dict[str, Any]:
+    """Today's figures with those just measured in the place of the old ones."""
+    path = RESULTS / "store.json"
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    of_run = before.pop("machine", machine)
+    runs = {part: of_run for part in TITLES if part in before} | before.get("runs", {})
+    return {**before, **measured, "runs": runs | dict.fromkeys(measured, machine)}
 
 
 # Reload against re-encode
@@ -141,12 +174,9 @@ def codecs() -> list[dict[str, Any]]:
     for codec in CODECS:
         row: dict[str, Any] = {"codec": codec}
         for name, model, memories in (("whisper", whisper, speech), ("g2p", g2p, words)):
-            pairs = [(memory, through(memory, codec)) for memory in memories]
+            pairs = [(memory, as_kept(memory, codec)) for memory in memories]
             errors = [error_of(m.states_SD, lossy.states_SD) for m, lossy in pairs]
-            bytes_ = sum(size(encode(m.states_SD, codec)) for m in memories)
-            row[f"{name}, bytes of float32"] = round(
-                bytes_ / sum(m.size_bytes for m in memories), 3
-            )
+            row[f"{name}, bytes of float32"] = share(memories, codec)
             row[f"{name}, relative L2"] = round(statistics.mean(e.relative_l2 for e in errors), 5)
             row[f"{name}, largest"] = round(max(e.largest for e in errors), 4)
             same, total = agreement(model, pairs)
@@ -172,11 +202,6 @@ def vocabulary() -> list[str]:
     ]
 
 
-def through(memory: Memory, codec: Any) -> Memory:
-    tensors = encode(memory.states_SD, codec)
-    return replace(memory, states_SD=decode(tensors, codec, memory.width, torch.float32))
-
-
 def agreement(model: xattn.Model, pairs: list[tuple[Memory, Memory]]) -> tuple[int, int]:
     plain = model.generate_batch([memory for memory, _ in pairs])
     lossy = [model.generate(memory) for _, memory in pairs]
@@ -187,56 +212,95 @@ def size(tensors: dict[str, torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-# Bytes of real shapes
-
-SHAPES = (
-    # name, positions, memories, width, layers that cross-attend, key/value heads x head width
-    ("whisper-large-v3, 30 s", 1500, 1, 1280, 32, 1280),
-    ("flan-t5-xl, 100 passages of 250 tokens", 250, 100, 2048, 24, 2048),
-    ("Llama-3.2-11B-Vision, a picture of 4 tiles", 6404, 1, 4096, 8, 1024),
-)
+def share(memories: list[Memory], codec: Any) -> float:
+    """What the states take in a codec, of what they take as they are."""
+    written = [encode(m.states_SD, codec, KV_BLOCK if m.holds_kv else None) for m in memories]
+    return round(sum(map(size, written)) / sum(m.size_bytes for m in memories), 3)
 
 
-def shapes() -> list[dict[str, Any]]:
-    """Mebibytes of states in each codec, of keys and values, and what 5 beams hold of those."""
+# Codecs of keys and values
+
+QUESTION = "\n\nQuestion: What does this text say, in one sentence?\nAnswer:"
+
+
+def kv_codecs(count: int) -> list[dict[str, Any]]:
+    """Size, error and agreement of answers on the keys and values of a decoder-only model."""
+    model = xattn.load("smollm2-135m-instruct")
+    memories = [model.encode(text) for text in texts(model, count)]
+    plain = [answer(model, memory) for memory in memories]
     rows = []
-    for name, positions, count, width, layers, kv_width in SHAPES:
-        states = positions * count * width
-        kv = 2 * layers * positions * count * kv_width * 2
-        row = {"shape": name, "K/V, 16 bits": mib(kv), "K/V in transformers, 5 beams": mib(5 * kv)}
-        sample = torch.randn(64, width, generator=torch.Generator().manual_seed(1))
-        for codec in CODECS:
-            share = size(encode(sample, codec)) / (sample.numel() * 4)
-            row[f"states, {codec}"] = mib(states * 4 * share)
-        rows.append(row)
-    # A decoder-only model caches its prompt: 30 layers of 3 heads of 64, in 16 bits.
-    kv = 2 * 30 * 2048 * 3 * 64 * 2
-    rows.append(
-        {
-            "shape": "SmolLM2-135M, a prompt of 2048 tokens",
-            "K/V, 16 bits": mib(kv),
-            "K/V in transformers, 5 beams": mib(5 * kv),
+    for codec in CODECS:
+        pairs = [(memory, as_kept(memory, codec)) for memory in memories]
+        errors = [error_of(m.states_SD, lossy.states_SD) for m, lossy in pairs]
+        keys, values = worst_layers(model, pairs)
+        lossy = [answer(model, memory) for _, memory in pairs]
+        same = sum(a == b for a, b in zip(plain, lossy, strict=True))
+        agreed = sum(map(common, plain, lossy)) / sum(map(len, plain))
+        row = {
+            "codec": codec,
+            "bytes of float32": share(memories, codec),
+            "relative L2": round(statistics.mean(e.relative_l2 for e in errors), 5),
+            "worst layer, keys": round(keys, 5),
+            "worst layer, values": round(values, 5),
+            "same answers": f"{same} of {len(pairs)}",
+            "tokens before the first difference": round(agreed, 3),
         }
-    )
+        rows.append(row)
+        print(row, flush=True)
     return rows
 
 
-def mib(size: float) -> float:
-    return round(size / MEBI, 2)
+def texts(model: xattn.Model, count: int) -> list[str]:
+    """Paragraphs of the documentation, put together until they have 100 to 300 tokens."""
+    found, held = [], ""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for paragraph in path.read_text().split("\n\n"):
+            longer = f"{held}\n\n{paragraph}".strip()
+            tokens = len(model.tokenizer.encode(longer).ids)
+            if 100 <= tokens <= 300:
+                found.append(longer)
+            held = longer if tokens < 100 else ""
+    assert len(found) >= count, f"the documentation has {len(found)} texts of that length"
+    return found[:: len(found) // count][:count]
+
+
+def answer(model: xattn.Model, memory: Memory) -> tuple[int, ...]:
+    """Greedy tokens of an answer."""
+    settings = {"max_new_tokens": 24, "do_sample": False, "num_beams": 1}
+    return model.generate(memory, prompt=QUESTION, **settings).tokens
+
+
+def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Tokens before the first that differs."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+
+
+def worst_layers(model: xattn.Model, pairs: list[tuple[Memory, Memory]]) -> tuple[float, float]:
+    """Relative L2 of the layer that lost most of its keys, and of its values, over all texts."""
+    shape = (-1, model.spec.decoder.layers, 2, pairs[0][0].width // model.spec.decoder.layers // 2)
+    want_SL2F, found_SL2F = (
+        torch.cat([memory.states_SD for memory in memories]).view(shape)
+        for memories in zip(*pairs, strict=True)
+    )
+    lost_L2 = (found_SL2F - want_SL2F).norm(dim=(0, 3)) / want_SL2F.norm(dim=(0, 3))
+    keys, values = lost_L2.amax(dim=0).tolist()
+    return keys, values
+
+
+# The page
 
 
 def page(found: dict[str, Any]) -> str:
-    lines = ["# The memory store", ""]
-    lines += [f"- {name}: {value}" for name, value in found["machine"].items()]
-    titles = {
-        "reload": "Reading back against encoding again, medians",
-        "codecs": "Codecs, on real weights",
-        "bytes": "Bytes of real shapes, MiB",
-    }
-    for part, title in titles.items():
+    """The figures as Markdown."""
+    lines = ["# The memory store"]
+    for part, title in TITLES.items():
+        if part not in found:
+            continue
         rows = found[part]
         names = list(dict.fromkeys(name for row in rows for name in row))
-        lines += ["", f"## {title}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        run = ", ".join(f"{name} {value}" for name, value in found["runs"][part].items())
+        lines += ["", f"## {title}", "", f"{NOTES.get(part, '')} Measured on: {run}.".strip()]
+        lines += ["", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         lines += [f"| {' | '.join(str(row.get(n, '-')) for n in names)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
