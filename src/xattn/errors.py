@@ -138,17 +138,25 @@ def require(holds: bool, name: str, bound: str, value: Any) -> None:
 
 def shown(value: object, most: int = 200) -> str:
     """``repr(value)``, cut where it is too long for a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        text = f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def is_number(value: object) -> bool:
     """A finite real number, numpy's included; True and False are none."""
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def is_whole(value: object, least: int | None = None) -> bool:
-    """A whole number, numpy's included, not below ``least``; True and False are none."""
+    """A whole number of 63 bits, numpy's included, not below ``least``; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         return False
-    return least is None or int(value) >= least
+    return abs(int(value)) < 2**63 and (least is None or int(value) >= least)

@@ -2,8 +2,9 @@
 
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -328,13 +329,19 @@ class Model:
         request, resolved = self._asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
         tokens = stream(self.network, request, resolved, self._tokenizer, form=form)
-        return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings))
+        return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings), memories)
 
-    @staticmethod
-    def _pieces(tokens: Iterator[int], text: TextStream, stop: StopFilter) -> Iterator[str]:
-        for token in tokens:
-            if piece := stop.push(text.push(token)):
-                yield piece
+    def _pieces(
+        self,
+        tokens: Iterator[int],
+        text: TextStream,
+        stop: StopFilter,
+        memories: Sequence[Memory],
+    ) -> Iterator[str]:
+        with self._in_use(memories):
+            for token in tokens:
+                if piece := stop.push(text.push(token)):
+                    yield piece
         if piece := stop.push(text.finish()) + stop.finish():
             yield piece
 
@@ -371,17 +378,22 @@ class Model:
     ) -> Transcription:
         """Like :meth:`transcribe`, as an iterator over segments that are yielded when found."""
         settings = TranscriptionSettings.resolve(**options)
-        recording = read_audio(source, sample_rate=sample_rate)
+        recording, in_use = read_audio(source, sample_rate=sample_rate), ExitStack()
 
         def memory_of(window: Window) -> Memory:
             prepared = prepare_window(
                 self.network, window.recording, window.mel_MF, window.start, window.frames
             )
-            return self._remembered([prepared])[0]
+            in_use.close()  # the window before this one
+            [memory] = self._remembered([prepared])
+            in_use.enter_context(self._in_use([memory]))
+            return memory
 
-        return Transcription(
+        transcription = Transcription(
             self.network, self.tokenizer, recording, settings, encode=memory_of, progress=progress
         )
+        weakref.finalize(transcription, in_use.close)
+        return transcription
 
     def detect_language(self, memory: Memory) -> dict[str, float]:
         """Probability of each spoken language, on a memory and without an encoder pass (Whisper).

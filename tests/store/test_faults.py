@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import logging
-import mmap
 import multiprocessing
 import os
 import random
@@ -24,7 +23,7 @@ from scale import times
 
 from xattn.errors import StoreError, StoreUnavailableError
 from xattn.memory import Memory
-from xattn.store import MemoryStore
+from xattn.store import MemoryStore, files
 from xattn.store.payload import pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -133,7 +132,7 @@ CALLS = [
     (os, "write"),
     (os, "fsync"),
     (os, "replace"),
-    (mmap, "mmap"),
+    (files, "map_pages"),
 ]
 
 

@@ -147,7 +147,7 @@ def _attend_heads(
     )
     # The kernel takes a query that is no number for one of zeros: let it show.
     out.add_(q_NGRK, alpha=0.0)
-    if bias is not None:
+    if bias is not None and bool((lse == 0).any()):
         # The kernel answers a fully masked query with zeros and a log-sum-exp of 0.
         unread = bias.amax(dim=-1) == float("-inf")
         lse = lse.masked_fill(unread, float("-inf"))

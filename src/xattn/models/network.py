@@ -99,13 +99,9 @@ class Network(nn.Module):
         lengths = [len(row) for row in ids]
         longest = max(lengths)
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
-        mask_NS = None
-        if min(lengths) < longest:
-            mask_NS = torch.arange(longest) < torch.tensor(lengths)[:, None]
-            mask_NS = mask_NS.to(self.device)
-        states_NSD = self.encoder(padded.to(self.device), mask_NS)
+        states_NSD = self.encoder(padded.to(self.device), lengths)
         self.counters.encoder_passes += len(ids)
-        if mask_NS is None:
+        if min(lengths) == longest:
             # Each its own storage: a memory that is kept must not keep its whole batch.
             return [states.clone() for states in states_NSD] if len(ids) > 1 else list(states_NSD)
         return [states[:length].clone() for states, length in zip(states_NSD, lengths, strict=True)]

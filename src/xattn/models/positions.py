@@ -94,6 +94,17 @@ class RelativeBias(nn.Module):
         distance_RTS = keys_S[None, None, :] - queries_RT[:, :, None]
         return F.embedding(self.bucket(distance_RTS), self.weight).permute(0, 3, 1, 2)
 
+    def reversed_queries(self, positions: int, dtype: torch.dtype) -> Tensor:
+        """Bias ``[1, H, S, S]`` of all queries, the last one first, over all keys.
+
+        It depends on their distance only (it is Toeplitz), and so is a view of 2 S - 1 numbers per
+        head: each query reads the same numbers as the one after it, one place on.
+        """
+        S = positions
+        distances = torch.arange(1 - S, S, device=self.weight.device)
+        table_HX = F.embedding(self.bucket(distances), self.weight).T.to(dtype).contiguous()
+        return table_HX.as_strided((1, len(table_HX), S, S), (0, 2 * S - 1, 1, 1))
+
 
 class Rotary:
     """Rotary position embedding (Su et al. 2021), the half-split layout of Llama checkpoints."""

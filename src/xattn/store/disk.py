@@ -157,14 +157,14 @@ def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
         digest=digest,
         tenant=tenant,
         size_bytes=stamp.size_bytes,
-        encode_seconds=header.encode_seconds,
+        encode_seconds=float(header.encode_seconds),
         modality=header.key.modality,
         codec=header.codec,
         positions=header.positions,
         label=header.label,
-        created=header.created,
-        expires=header.expires,
-        used=header.created,
+        created=float(header.created),
+        expires=None if header.expires is None else float(header.expires),
+        used=float(header.created),
         relative_l2=header.error.relative_l2,
         largest=header.error.largest,
     )
@@ -172,14 +172,17 @@ def row_of(digest: str, tenant: str, header: Header, stamp: Stamp) -> Row:
 
 def every_row(root: Path) -> Iterator[Row]:
     """Rows for all payloads of all tenants: what an index that was lost is made of again."""
-    for folder in sorted(_within(root / "tenants")):
-        if folder.is_symlink():
-            continue
-        disk = Disk(root, folder.name)
+    for disk in every_tenant(root):
         for digest in disk.digests():
             row = disk.row(digest)
             if row is not None:
                 yield row
+
+
+def every_tenant(root: Path) -> list[Disk]:
+    """The tenants that have something here."""
+    folders = sorted(_within(root / "tenants"))
+    return [Disk(root, folder.name) for folder in folders if not folder.is_symlink()]
 
 
 def sweep(root: Path, most_set_aside: int) -> int:

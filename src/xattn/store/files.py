@@ -3,11 +3,14 @@
 Files appear whole or not at all: they are written under another name, forced to the disk, renamed.
 """
 
+import ctypes
+import errno
 import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import weakref
+from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -18,37 +21,62 @@ try:
 except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
+Pages = mmap.mmap | memoryview
+"""The bytes of a mapped file."""
+_FAILED = ctypes.c_void_p(-1).value
+_mmap, _munmap = None, None
+if os.name == "posix":
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _mmap, _munmap = _libc.mmap, _libc.munmap
+    _mmap.restype = ctypes.c_void_p
+    _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
 PARTIAL = ".partial-"
 _CHANGING, _LEASED = ".changing", ".leased-"
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _EXCLUSIVE, _SHARED = getattr(fcntl, "LOCK_EX", 0), getattr(fcntl, "LOCK_SH", 0)
 
 
-def make_private(directory: Path) -> None:
-    """Make ``directory`` for its owner alone.
+def make_private(directory: Path, mark: str, parts: Container[str]) -> None:
+    """Make ``directory`` for its owner alone, or check one that is there.
 
-    Raises :class:`UnsafeStoreError` where it is there already and others can write it, and
-    :class:`StoreUnavailableError` where it cannot be made.
+    One without the file ``mark`` in it is taken over only if it holds nothing but ``parts``.
+
+    Raises :class:`UnsafeStoreError` where it is a link, holds other things, is another's or can be
+    written by others, and :class:`StoreUnavailableError` where it cannot be made.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
+        names = os.listdir(directory)
     except FileExistsError as error:
         raise StoreUnavailableError(f"{directory} is a file; a store is a directory.") from error
     except OSError as error:
         raise unavailable(directory, error) from error
-    if not stat.S_ISDIR(status.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         raise UnsafeStoreError(f"{directory} is a link; give the directory that it leads to.")
-    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+    strange = sorted(name for name in names if not _is_part(name, parts))
+    if strange and mark not in names:
+        raise UnsafeStoreError(
+            f"{directory} holds other things than a store ({strange[0]!r}); give an empty "
+            "directory, or a new one."
+        )
+    # The system's own files can be trusted as the system is: a store may come with a package.
+    if hasattr(os, "getuid") and status.st_uid not in (os.getuid(), 0):
         raise UnsafeStoreError(f"{directory} belongs to another user; give a directory of yours.")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == 0 and status.st_mode & 0o077:
-        with answering(directory):
-            directory.chmod(0o700)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnsafeStoreError(
             f"{directory} can be written by others, who could put memories there; "
             f"make it yours with: chmod 700 {directory}"
         )
+    if status.st_mode & 0o077 and os.access(directory, os.W_OK):
+        with answering(directory):
+            directory.chmod(0o700)
+
+
+def _is_part(name: str, parts: Container[str]) -> bool:
+    return name in parts or name.startswith((_CHANGING, _LEASED, PARTIAL, "index"))
 
 
 def require_real(root: Path, *parts: str) -> Path:
@@ -100,7 +128,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def map_private(path: Path) -> tuple[mmap.mmap, os.stat_result]:
+def map_private(path: Path) -> tuple[Pages, os.stat_result]:
     """The bytes of a file as they are now, and what the system says of that very file.
 
     The file may be replaced or removed at any time: it is opened once, and what was opened stays.
@@ -109,9 +137,32 @@ def map_private(path: Path) -> tuple[mmap.mmap, os.stat_result]:
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _NOFOLLOW)
     try:
-        return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY), os.fstat(handle)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no file")
+        if status.st_size == 0:
+            raise ValueError("an empty file cannot be mapped")
+        return map_pages(handle, status.st_size), status
     finally:
         os.close(handle)
+
+
+def map_pages(handle: int, size: int) -> Pages:
+    """The first ``size`` bytes of an open file, which may be closed then.
+
+    Python's own map keeps a handle for as long as it lives, and so as many memories could be held
+    as a process may have files open.
+    """
+    if _mmap is None or _munmap is None:
+        return mmap.mmap(handle, size, access=mmap.ACCESS_COPY)
+    address = _mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, handle, 0)
+    if address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    pages = (ctypes.c_char * size).from_address(address)
+    # Not at exit, where tensors may outlive their finalizers.
+    weakref.finalize(pages, lambda: _munmap(address, size)).atexit = False
+    return memoryview(pages).cast("B")
 
 
 _held: set[int] = set()

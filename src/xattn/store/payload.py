@@ -16,7 +16,6 @@ import hashlib
 import hmac
 import json
 import math
-import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, replace
@@ -116,7 +115,7 @@ class Header:
         """Whether every field is of its kind: before that, nothing of it is to be believed."""
         texts = (self.codec, self.label, self.span_unit, *astuple(self.key)[:5], self.key.tenant)
         return (
-            all(isinstance(text, str) for text in texts)
+            all(map(_is_utf8, texts))
             and self.codec in CODECS
             and self.key.dtype in DTYPES
             and is_whole(self.width, 1)
@@ -142,22 +141,17 @@ def pack(
 
     ``lost`` is what they lost before, where they were decoded from another payload.
     """
+    _require_keepable(memory)
     spans = SpanTable.of(memory.spans)
     tensors = encode(memory.states_SD, codec, _block(memory))
     tensors["spans"] = spans.bounds_S2.contiguous()
     if memory.mask_S is not None:
         tensors["mask"] = memory.mask_S.cpu().to(torch.uint8)
-    decoded = decode(tensors, codec, memory.width, torch.float32)
+    decoded = decode(tensors, codec, memory.width, DTYPES[memory.key.dtype]).float()
     if not bool(decoded.isfinite().all()):
         raise StoreError(
             f"{memory!r} cannot be kept as {codec}: it has numbers that are none, or too large."
         )
-    try:
-        json.dumps(memory.details)
-    except (TypeError, ValueError) as error:
-        raise StoreError(
-            f"{memory!r} cannot be kept: its details are no JSON ({error})."
-        ) from error
     header = Header(
         key=memory.key,
         codec=codec,
@@ -166,16 +160,34 @@ def pack(
         label=memory.label.encode("utf-8", "replace").decode(),
         details=memory.details,
         span_unit=spans.unit,
-        encode_seconds=encode_seconds,
+        encode_seconds=float(encode_seconds),
         created=created,
-        expires=expires,
+        expires=None if expires is None else float(expires),
         error=lost or error_of(memory.states_SD.detach().cpu(), decoded),
-    ).dumps()
-    digest = _digest(header, tensors, memory.key)
-    metadata = {"xattn": header, "format": str(FORMAT), "digest": digest}
+    )
+    if not header.is_sound:
+        raise StoreError(f"{memory!r} cannot be kept: no payload can say what it is ({header}).")
+    text = header.dumps()
+    digest = _digest(text, tensors, memory.key)
+    metadata = {"xattn": text, "format": str(FORMAT), "digest": digest}
     if secret is not None:
         metadata["mac"] = _mac(secret, digest, memory.key)
     return save(tensors, metadata)
+
+
+def _require_keepable(memory: Memory) -> None:
+    """Raise :class:`StoreError` for a memory that no payload can hold."""
+    if memory.key.dtype not in DTYPES:
+        raise StoreError(
+            f"{memory!r} cannot be kept: its dtype must be one of {', '.join(DTYPES)}, but is "
+            f"{memory.key.dtype!r}."
+        )
+    try:
+        json.dumps(memory.details)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{memory!r} cannot be kept: its details are no JSON ({error})."
+        ) from error
 
 
 def as_kept(memory: Memory, codec: CodecName) -> Memory:
@@ -196,7 +208,7 @@ class Payload:
     written: that is :meth:`verify`.
     """
 
-    def __init__(self, content: mmap.mmap | bytearray) -> None:
+    def __init__(self, content: files.Pages | bytearray) -> None:
         self.content = content
         self._tensors, self._metadata = read_safetensors(content)
         self.header = Header.loads(
@@ -227,11 +239,11 @@ class Payload:
             raise CorruptEntryError("it is another memory than its name says.")
         tensors = self._tensors
         found = _digest(self._metadata["xattn"], tensors, key)
-        if not hmac.compare_digest(found, self._metadata.get("digest", "")):
+        if not _same(found, self._metadata.get("digest", "")):
             raise CorruptEntryError("its digest is not that of its content.")
         if secret is not None:
             mac = _mac(secret, found, key)
-            if not hmac.compare_digest(mac, self._metadata.get("mac", "")):
+            if not _same(mac, self._metadata.get("mac", "")):
                 raise CorruptEntryError("it was not written with this store's secret.")
 
     def memory(self) -> Memory:
@@ -253,7 +265,7 @@ class Payload:
             raise CorruptEntryError(f"its tensors do not make a memory ({error}).") from error
 
 
-def read_safetensors(content: mmap.mmap | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(content: files.Pages | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, without a copy.
 
     The format is a length (u64), a JSON object of that length, and the data
@@ -265,20 +277,21 @@ def read_safetensors(content: mmap.mmap | bytearray) -> tuple[dict[str, Tensor],
     if len(content) < start:
         raise CorruptEntryError(f"it is cut off: the header ends at byte {start}.")
     try:
-        entries = json.loads(content[8:start])
+        entries = json.loads(bytes(content[8:start]))
         metadata = entries.pop("__metadata__", {})
         tensors = {name: _view(content, start, **entry) for name, entry in entries.items()}
         end = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptEntryError(f"its header cannot be read ({error!r}).") from error
     texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    texts = texts and all(_is_utf8(text) for text in metadata.values())
     if end != len(content) or not texts:
         raise CorruptEntryError(f"its tensors end at byte {end}, the file at {len(content)}.")
     return tensors, metadata
 
 
 def _view(
-    content: mmap.mmap | bytearray,
+    content: files.Pages | bytearray,
     start: int,
     *,
     dtype: str,
@@ -301,6 +314,19 @@ def _digest(header: str, tensors: Mapping[str, Tensor], key: MemoryKey) -> str:
         tensor = tensors[name]
         parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), bytes_of(tensor)]
     return digest_of(*parts, hash=key.hash)
+
+
+def _same(first: str, second: str) -> bool:
+    """Compared in a time that says nothing of where they differ."""
+    return hmac.compare_digest(first.encode(), second.encode())
+
+
+def _is_utf8(text: object) -> bool:
+    """Whether it is text without half characters, which no file holds."""
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _mac(secret: bytes, digest: str, key: MemoryKey) -> str:

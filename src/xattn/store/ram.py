@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 from xattn.memory import Memory
 from xattn.store.disk import Stamp
@@ -18,6 +19,12 @@ class Held:
     """Of the file that it was read from; None where it came from elsewhere."""
     version: int
     """How often its states had been written to in place: a hit after that is none."""
+
+    def given(self) -> Memory:
+        """The memory for one who asks: the states are shared, the rest is a copy."""
+        memory = self.memory
+        mask_S = None if memory.mask_S is None else memory.mask_S.clone()
+        return replace(memory, mask_S=mask_S, details=deepcopy(memory.details))
 
     @property
     def is_as_read(self) -> bool:

@@ -13,7 +13,8 @@ from xattn.store import files
 
 FORMAT = 1
 DEFAULT_CAPACITY_BYTES = 20 * 2**30
-PARTS = ("tenants", "locks", "quarantine")
+MARK = "store.json"
+PARTS = ("tenants", "locks", "quarantine", MARK)
 
 
 def default_root() -> Path:
@@ -27,17 +28,17 @@ def open_root(root: Path, capacity_bytes: int | None, *, owner: bool) -> int:
     They are kept with it, and changed by an ``owner`` only. Raises as
     :class:`~xattn.store.MemoryStore`.
     """
-    files.make_private(root)
+    files.make_private(root, MARK, PARTS)
     for part in PARTS:
         files.require_real(root, part)
-    path = files.require_real(root, "store.json")
+    path = root / MARK
     recorded = _recorded(path)
     if recorded is None:
-        recorded = capacity_bytes or DEFAULT_CAPACITY_BYTES
+        recorded = int(capacity_bytes or DEFAULT_CAPACITY_BYTES)
         with files.answering(path):
             _record(path, recorded)
-    elif owner and capacity_bytes not in (None, recorded):
-        recorded = capacity_bytes
+    elif owner and capacity_bytes is not None and capacity_bytes != recorded:
+        recorded = int(capacity_bytes)
         with suppress(OSError):  # this store keeps to it all the same
             _record(path, recorded)
     return recorded

@@ -8,6 +8,7 @@ What fails makes things slower, never wrong: an entry that is not what was writt
 encoded again, and a disk, index or tier that does not answer is done without, with one warning.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,7 @@ class MemoryStore:
             require(len(secret) >= 16, "secret", "16 bytes or more", len(secret))
         require(verify in Verification, "verify", f"one of {', '.join(Verification)}", verify)
         _require_ttl(ttl_seconds)
+        require(root is None or os.fspath(root) != "", "root", "a directory", root)
         self.root = Path(default_root() if root is None else root).expanduser().absolute()
         self.codec, self.ttl_seconds = codec, ttl_seconds
         self.tenant, self._secret = tenant, secret
@@ -219,8 +221,12 @@ class MemoryStore:
                 digest = key if isinstance(key, str) else self.key_of(key).digest
                 try:
                     leases.append(files.Lease(self._tiers.disk.path(digest)))
-                except (OSError, UnsafeStoreError):
-                    continue  # nothing is kept there, and so nothing is evicted
+                except OSError as error:
+                    # Where nothing can be written, nothing is evicted either.
+                    if error.errno not in (errno.EROFS, errno.EACCES):
+                        self._tiers.do_without(files.unavailable(self.root, error))
+                except UnsafeStoreError as error:
+                    self._tiers.do_without(error)
             yield
         finally:
             for lease in leases:
@@ -264,6 +270,7 @@ class MemoryStore:
         """Remove an entry; whether there was one."""
         with files.answering(self.root):
             removed = files.remove(self._tiers.disk.path(digest))
+            self._tiers.disk.unpin(digest)
         self._tiers.forget(digest)
         self._tiers.indexed(lambda: self._tiers.index.remove([digest]))
         if self._tiers.cold is not None:
@@ -274,7 +281,6 @@ class MemoryStore:
         """Remove this tenant's entries, pinned ones too; how many."""
         digests = list(self._tiers.disk.digests())
         for digest in digests:
-            self.unpin(digest)
             self.remove(digest)
         elsewhere = 0 if self._tiers.cold is None else self._tiers.cold.clear()
         return max(len(digests), elsewhere)

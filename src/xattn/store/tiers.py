@@ -19,7 +19,7 @@ from xattn.memory import Memory
 from xattn.store import files
 from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
-from xattn.store.disk import Disk, Stamp, every_row, sweep
+from xattn.store.disk import Disk, Stamp, every_row, every_tenant, sweep
 from xattn.store.index import Index, Row
 from xattn.store.payload import Header, Payload
 from xattn.store.ram import Ram
@@ -91,7 +91,7 @@ class Tiers:
         self._touched = time.monotonic()
         self._warned: set[str] = set()
         self._index_rests_until = 0.0
-        self._index_is_behind = False
+        self._index_is_behind, self._caught_up = False, False
         self._lock = threading.Lock()
 
     def find(self, digest: str, positions: int | None = None) -> Memory | None:
@@ -126,7 +126,7 @@ class Tiers:
         except OSError:
             same = True  # the disk does not answer, and need not
         if same and positions in (None, len(held.memory)):
-            return held.memory
+            return held.given()
         self.forget(digest)
         return None
 
@@ -227,7 +227,14 @@ class Tiers:
         self.indexed(self.make_room)
 
     def make_room(self) -> None:
-        """Evict until the budgets hold, or nothing is left that may go."""
+        """Evict until the budgets hold, or nothing is left that may go.
+
+        The first time in this object, what the index was never told of is counted too: a process
+        may have died between writing a payload and saying so.
+        """
+        if not self._caught_up:
+            self.catch_up()
+            self._caught_up = True
         for tenant, budget in ((self.disk.tenant, self.quota_bytes), (None, self.capacity_bytes)):
             if budget is None:
                 continue
@@ -298,11 +305,13 @@ class Tiers:
         return True
 
     def catch_up(self) -> None:
-        """Make the index agree with this tenant's payloads."""
-        known = {row.digest for row in self.index.rows(self.disk.tenant)}
-        present = set(self.disk.digests())
-        self.index.remove(known - present)
-        lost = [self.disk.row(digest) for digest in present - known]
+        """Make the index agree with the payloads, those of all tenants."""
+        known = {(row.tenant, row.digest) for row in self.index.rows()}
+        present = {
+            (disk.tenant, digest) for disk in every_tenant(self.root) for digest in disk.digests()
+        }
+        self.index.remove(digest for _, digest in known - present)
+        lost = [Disk(self.root, tenant).row(digest) for tenant, digest in present - known]
         self.index.put([row for row in lost if row is not None])
 
     def do_without(self, error: StoreError) -> None:
