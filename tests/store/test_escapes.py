@@ -250,10 +250,6 @@ def tried(act: Callable[[MemoryStore], Any], store: MemoryStore) -> str:
 # Keys
 
 
-def lookalike() -> str:
-    return "\N{FULLWIDTH DIGIT ZERO}" * 64
-
-
 KEYS = {
     "up": "../../../outside/precious",
     "up, as long as a key": "../" * 21 + "x",
@@ -270,7 +266,7 @@ KEYS = {
     "a suffix behind a key": f"{KEPT}.safetensors",
     "a space before a key": f" {KEPT}",
     "upper case": "A" * 64,
-    "full-width digits": lookalike(),
+    "full-width digits": "\N{FULLWIDTH DIGIT ZERO}" * 64,
     "Arabic digits": "\N{ARABIC-INDIC DIGIT ONE}" * 64,
     "a Cyrillic letter": "\N{CYRILLIC SMALL LETTER A}" + KEPT[1:],
     "a fraction slash": "..\N{FRACTION SLASH}" * 16,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 import vocabularies
-from making import key_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -52,14 +52,6 @@ def turned(orientation):
 
 def tone(rate, seconds=0.1):
     return np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate).astype(np.float32)
-
-
-def image_key(source):
-    return key_of("x", source=read_image(source).digest(), modality="image")
-
-
-def table_key(*rows, header=("a", "b")):
-    return key_of("x", source=Table(header, rows).digest(), modality="text")
 
 
 # Real models, small and random, with real tokenizers
@@ -146,6 +138,20 @@ class Checkpoints:
     def load(self, name, edit=None, *, dtype="float32", hash="blake3", **changes):
         return xattn.load(self.directory(name, edit, **changes), dtype=dtype, hash=hash)
 
+    @cache  # noqa: B019
+    def eyes(self):
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=24,
+            patch_size=8,
+        )
+        processor = transformers.ViTImageProcessorPil(size={"height": 24, "width": 24})
+        return xattn.PictureEncoder(transformers.ViTModel(config).eval(), processor)
+
 
 def with_low_rank_update(model, *, seed=0, rank=2):
     """As adapters are merged: added to the weights' data, where autograd does not see it."""
@@ -196,11 +202,11 @@ def in_a_store(**whose):
 
 
 def image_twin(source):
-    return lambda _: image_key(source() if callable(source) else source)
+    return lambda made: made.eyes().prepare(source() if callable(source) else source).key
 
 
-def table_twin(*rows, **how):
-    return lambda _: table_key(*rows, **how)
+def table_twin(*rows, header=("a", "b"), of="bart"):
+    return lambda made: made.load(of).prepare(Table(header, rows)).key
 
 
 FLAT = pixels(30, 100)
@@ -291,6 +297,10 @@ NEAR_TWINS = {
     ),
     # Tables
     "a table": table_twin((1, 2), (3, 4)),
+    "its text": lambda made: (
+        made.load("bart").prepare("".join(Table(("a", "b"), ((1, 2), (3, 4))).pieces())).key
+    ),
+    "a table as keys and values": table_twin((1, 2), (3, 4), of="llama"),
     "floats": table_twin((1.0, 2.0), (3.0, 4.0)),
     "texts": table_twin(("1", "2"), ("3", "4")),
     "one row of four": table_twin((1, 2, 3, 4), header=("a", "b", "c", "d")),
@@ -344,7 +354,7 @@ def test_what_makes_no_difference_to_a_memory_makes_none_to_its_key(two_of_each)
 def test_the_same_picture_in_any_container_has_one_key():
     image = Image.fromarray(FLAT)
     keys = {
-        image_key(source).digest
+        read_image(source).digest()
         for source in (FLAT, image, file_of(image), file_of(image, "BMP"), file_of(image, "TIFF"))
     }
     assert len(keys) == 1
