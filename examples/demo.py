@@ -81,7 +81,7 @@ def use_again(model: xattn.Model, memory: xattn.Memory) -> None:
         print(f"  {name:<25} {took:5.2f} s  {text}")
     passes = model.counters.encoder_passes
     print(f"\nEncoder passes: {passes}, for {len(WAYS) + 1} generations.")
-    if passes:
+    if passes and model.store is not None:
         print("The next run reads the memory from the store, and makes none.")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from xattn.errors import require
 from xattn.spec import Modality
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Hash = Literal["blake3", "sha256"]
 HASHES: dict[Hash, Callable[[], Any]] = {"blake3": blake3, "sha256": hashlib.sha256}
 """BLAKE3 is several times faster; SHA-256 is for where a standard asks for it."""
@@ -106,6 +106,8 @@ class MemoryKey:
     """Digest of the encoder's weights, or revision plus adapter."""
     dtype: str
     schema_version: int = SCHEMA_VERSION
+    codec: str = "float32"
+    """How the states were written down on their way, which may have changed them."""
     tenant: str = ""
     """Salt of the tenant whose store holds the memory."""
     hash: Hash = "blake3"

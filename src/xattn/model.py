@@ -382,7 +382,7 @@ class Model:
 
         def memory_of(window: Window) -> Memory:
             prepared = prepare_window(
-                self.network, window.recording, window.mel_MF, window.start, window.frames
+                self.network, window.recording, lambda: window.mel_MF, window.start, window.frames
             )
             in_use.close()  # the window before this one
             [memory] = self._remembered([prepared])

@@ -93,7 +93,7 @@ def noise(seconds: float, seed: int) -> Audio:
 
 def transcription(network: Network, audio: Audio, **options: object) -> Transcription:
     def encode(window: Window) -> Memory:
-        place = (window.recording, window.mel_MF, window.start, window.frames)
+        place = (window.recording, lambda: window.mel_MF, window.start, window.frames)
         [memory] = encode_prepared(network, [prepare_window(network, *place)])
         return memory
 

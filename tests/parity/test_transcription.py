@@ -127,7 +127,7 @@ def test_word_times_equal_ctranslate2(
     for row, position in result.alignments:
         begins.setdefault(row, position / 50)
     recording = Audio(samples, 16000, "")
-    prepared = prepare_window(model.network, recording, mel, 0, frames)
+    prepared = prepare_window(model.network, recording, lambda: mel, 0, frames)
     [memory] = encode(model.network, [prepared])
     heard = HeardWindow(model.network, memory)
     timings = word_timings(heard, tokens, [START], text, "en", frames)

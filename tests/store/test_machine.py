@@ -67,6 +67,7 @@ class StoreIsADict(RuleBasedStateMachine):
     def remove(self, name):
         assert self.store.remove(self.digest(name)) == (name in self.model)
         self.model.discard(name)
+        self.pinned.discard(name)
 
     @rule(place=PLACES)
     @precondition(is_not_empty)
@@ -93,7 +94,7 @@ class StoreIsADict(RuleBasedStateMachine):
     @rule()
     def lose_the_index(self):
         self.store.close()
-        for file in self.root.glob("index-2.sqlite*"):
+        for file in self.root.glob("index-3.sqlite*"):
             file.unlink()
 
     @rule(which=PLACES, place=PLACES)
@@ -129,7 +130,9 @@ class StoreIsADict(RuleBasedStateMachine):
     @rule(place=PLACES)
     @precondition(is_not_empty)
     def export_and_import(self, place):
-        digest = self.digest(self.one_that_is_there(place))
+        name = self.one_that_is_there(place)
+        digest = self.digest(name)
+        self.pinned.discard(name)
         with tempfile.TemporaryFile() as stream:
             self.store.export([digest], stream)
             stream.seek(0)

@@ -268,9 +268,10 @@ def test_a_shared_tier_that_does_not_answer_is_done_without(tmp_path, caplog, mo
         for name in "abc":
             store.get_or_encode(encoder, name)
         assert encoder.encoded == ["a", "b", "c"]
-        assert store.counters.failures >= 3
+        assert store.counters.failures == 1  # it is left in peace for a while
         assert len(caplog.records) == 1
         assert "no route to host" in caplog.text
+    store._tiers.cold._rests_until = 0.0
     store.get_or_encode(encoder, "d")
     store.close()
     assert MemoryStore(tmp_path / "two", cold="memory://somewhere").get(key_of("d")) is not None

@@ -58,7 +58,7 @@ def test_a_new_process_encodes_nothing_and_says_the_same(tmp_path):
         tests=str(here.parent), here=str(here), names=tiny.SEQ2SEQ, root=str(tmp_path)
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True
     )
     assert json.loads(done.stdout.splitlines()[-1]) == json.loads(json.dumps(fresh))
 

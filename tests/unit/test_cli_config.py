@@ -178,7 +178,7 @@ def test_the_options_of_the_store_are_set_for_all_commands(workplace, monkeypatc
     for command in ("transcribe", "translate", "generate", "encode"):
         assert rows[command, "cache_codec"] == ("int8", str(path))
         assert rows[command, "cache_capacity"] == (2 * 2**30, str(path))
-        assert rows[command, "cache_verify"] == ("first", "default")
+        assert rows[command, "cache_verify_reads"] == ("first", "default")
         assert rows[command, "cache_tenant"] == ("", "default")
     assert rows["generate", "cache_ttl"] == (3600.0, "XATTN_CACHE_TTL")
     assert rows["encode", "cache_ttl"] == (7200.0, "XATTN_ENCODE_CACHE_TTL")

@@ -40,7 +40,7 @@ def test_the_store_and_loading_have_a_flag_for_each_keyword():
     loading = set(signature(load).parameters) - {"name", "hash"}
     assert LOADING.keys() == loading | {"threads"}
     assert get_args(STORE["cache_codec"].kind) == CODECS
-    assert get_args(STORE["cache_verify"].kind) == Verification
+    assert get_args(STORE["cache_verify_reads"].kind) == Verification
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_store_of_which_nothing_is_said_is_the_librarys(store_options):
         (["--cache-ttl", "90"], {"ttl_seconds": 90.0}),
         (["--cache-ttl", "0.5h"], {"ttl_seconds": 1800.0}),
         (["--cache-ttl", "7d"], {"ttl_seconds": 604800.0}),
-        (["--cache-verify", "always"], {"verify": "always"}),
+        (["--cache-verify-reads", "always"], {"verify": "always"}),
         (
             ["--cache-shared", "file:///there", "--cache-shared-capacity", "2T"],
             {"cold": "file:///there", "cold_bytes": 2**41},
@@ -171,7 +171,7 @@ def test_a_secret_is_what_is_in_its_file(store_options, tmp_path, content, secre
         (["--cache-ttl", "0"], ["--cache-ttl", "above 0", "'0'"]),
         (["--cache-ttl", "1y"], ["--cache-ttl", "7d", "'1y'"]),
         (["--cache-ttl", "36501d"], ["--cache-ttl", "at most 36500d", "'36501d'"]),
-        (["--cache-verify", "often"], ["--cache-verify", "'often'", "'always'"]),
+        (["--cache-verify-reads", "often"], ["--cache-verify-reads", "'often'", "'always'"]),
         (["--cache-shared", "no://x"], ["--cache-shared", "fsspec", "no"]),
         (["--cache-shared-capacity", "5M"], ["--cache-shared-capacity", "--cache-shared,"]),
     ],

@@ -13,6 +13,7 @@ REPORT_SECONDS = 30.0
 
 def print_line(text: str) -> None:
     """One result on stdout, at once: a reader at the other end of a pipe need not wait."""
+    text = text.encode("utf-8", "replace").decode()  # names of files may be no text
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 

@@ -89,7 +89,9 @@ def encode(
         return [encode_one(record["source"]) for record in records]
 
     if jsonl is not None:
-        options = how | {"encode": model, "dtype": loading["dtype"], "for": for_}
+        # The store is what the work is for: records of another one are not done.
+        where = {"store": str(kept.root), "tenant": kept.tenant, "codec": kept.codec}
+        options = how | {"encode": model, "dtype": loading["dtype"], "for": for_} | where
         run_jsonl(jsonl, output, work, fields=["source"], options=options)
         return
     documents, worst = [], 0

@@ -269,7 +269,7 @@ STORE: dict[str, Option] = {
         metavar="TIME",
         parser=seconds_of,
     ),
-    "cache_verify": Option(
+    "cache_verify_reads": Option(
         Literal["always", "first", "never"],
         MEMORIES,
         "When digests are taken again: at every read, at the first in a process, or never; unset: "

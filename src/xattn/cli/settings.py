@@ -94,8 +94,11 @@ def find_files(start: Path, environ: Mapping[str, str]) -> list[Path]:
     """The files that apply in ``start``, the strongest first."""
     nearest = (folder / FILE_NAME for folder in (start, *start.parents))
     found = [path for path in nearest if path.is_file()][:1]
-    home = environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
-    personal = Path(home) / "xattn" / "config.toml"
+    try:
+        home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    except RuntimeError:  # a user without a home has no file there
+        return found
+    personal = home / "xattn" / "config.toml"
     return found + ([personal] if personal.is_file() else [])
 
 

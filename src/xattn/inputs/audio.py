@@ -394,7 +394,12 @@ def file_log_mel(samples_T: Samples | Tensor, mel_bins: int) -> Tensor:
     """
     wave_T = torch.as_tensor(samples_T, dtype=torch.float32)
     padded_T = torch.nn.functional.pad(wave_T, (0, FFT_SAMPLES))
-    return log_mel(padded_T, mel_bins)[:, : len(wave_T) // HOP_SAMPLES]
+    return log_mel(padded_T, mel_bins)[:, : file_frames(wave_T)]
+
+
+def file_frames(samples_T: Samples | Tensor) -> int:
+    """Frames that :func:`file_log_mel` makes."""
+    return len(samples_T) // HOP_SAMPLES
 
 
 def cut_window(mel_MF: Tensor, start: int, frames: int, window: int = WINDOW_FRAMES) -> Tensor:

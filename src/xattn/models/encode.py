@@ -5,11 +5,13 @@ Between the two stands whoever keeps memories: what has a name need not be encod
 Axes: S positions, D model width, M mel bins, F log-mel frames; C channels, Y and X of pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xattn.errors import (
@@ -53,8 +55,9 @@ class Prepared:
     """A source that has its name and its place in the source for each position, and no states."""
 
     key: MemoryKey
-    inputs: list[int] | Tensor
-    """What the encoder reads: token ids, log-mel frames ``[M, F]``, or pixels ``[C, Y, X]``."""
+    inputs: list[int] | Tensor | Callable[[], Tensor]
+    """What the encoder reads: token ids, log-mel frames ``[M, F]`` or pixels ``[C, Y, X]``, or what
+    makes them when they are needed."""
     spans: Sequence[Span]
     label: str
     details: dict[str, Any] = field(default_factory=dict)
@@ -166,11 +169,14 @@ def prepare_long_audio(network: Network, recording: Audio) -> list[Prepared]:
     The first is the one that a transcription begins with; where its later ones begin depends on
     what it hears.
     """
-    stem = _stem(network)
-    mel_MF = audio.file_log_mel(recording.samples_T, stem.mel_bins)
-    total = mel_MF.shape[1]
+    stem, total = _stem(network), audio.file_frames(recording.samples_T)
+
+    @cache
+    def mel() -> Tensor:
+        return audio.file_log_mel(recording.samples_T, stem.mel_bins)
+
     return [
-        prepare_window(network, recording, mel_MF, start, min(stem.frames, total - start))
+        prepare_window(network, recording, mel, start, min(stem.frames, total - start))
         for start in range(0, total, stem.frames)
     ]
 
@@ -228,15 +234,19 @@ def prepare_audio(network: Network, recording: Audio) -> Prepared:
             f"{recording.label}: {recording.seconds:.1f} s of audio, but one memory of this model "
             f"holds {stem.seconds:g} s; use transcribe() for long recordings, or cut it."
         )
-    mel_MF = audio.window_log_mel(recording.samples_T, stem.mel_bins, stem.frames)
+    samples_T = recording.samples_T
     how = f"{audio.PREPROCESSING} window {stem.mel_bins} {stem.frames}"
-    return _prepared_mel(network, mel_MF, recording, how, seconds=recording.seconds)
+
+    def window() -> Tensor:
+        return audio.window_log_mel(samples_T, stem.mel_bins, stem.frames)
+
+    return _prepared_mel(network, window, recording, how, seconds=recording.seconds)
 
 
 def prepare_window(
-    network: Network, recording: Audio, mel_MF: Tensor, start: int, frames: int
+    network: Network, recording: Audio, mel: Callable[[], Tensor], start: int, frames: int
 ) -> Prepared:
-    """A window of a longer recording, whose log-mel frames are ``mel_MF``.
+    """A window of a longer recording, whose log-mel frames ``[M, F]`` are ``mel()``.
 
     It begins at frame ``start``, and ``frames`` of it hold audio; what is missing to the encoder's
     window is filled up after the transform (as openai-whisper), not before it.
@@ -244,7 +254,7 @@ def prepare_window(
     stem = _stem(network)
     how = f"{audio.PREPROCESSING} recording {stem.mel_bins} {stem.frames} at {start}+{frames}"
     return _prepared_mel(
-        network, audio.cut_window(mel_MF, start, frames, stem.frames), recording, how,
+        network, lambda: audio.cut_window(mel(), start, frames, stem.frames), recording, how,
         seconds=frames / audio.FRAMES_PER_SECOND,
         start_seconds=start / audio.FRAMES_PER_SECOND,
     )  # fmt: skip
@@ -252,7 +262,7 @@ def prepare_window(
 
 def _prepared_mel(
     network: Network,
-    mel_MF: Tensor,
+    window: Callable[[], Tensor],
     recording: Audio,
     how: str,
     *,
@@ -263,7 +273,7 @@ def _prepared_mel(
     positions = stem.frames // 2
     return Prepared(
         key=_key(network, recording.digest(network.hash), how),
-        inputs=mel_MF,
+        inputs=window,
         spans=SpanTable.even(positions, stem.seconds / positions, "seconds", start=start_seconds),
         label=recording.label,
         details={"seconds": seconds},
@@ -275,19 +285,21 @@ def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
 
     A model without an encoder reads each text alone, and its memory is keys and values.
     """
-    rows = [item.inputs for item in prepared if isinstance(item.inputs, list)]
-    if network.encoder is None:
-        of_tokens = iter([network.encode_kv(row) for row in rows])
-    else:
-        of_tokens = iter(network.encode_tokens(rows) if rows else ())
-    return [
-        item.memory(
-            next(of_tokens)
-            if isinstance(item.inputs, list)
-            else network.encode_mel(item.inputs.unsqueeze(0))[0]
-        )
-        for item in prepared
-    ]
+    inputs = [item.inputs() if callable(item.inputs) else item.inputs for item in prepared]
+    rows = [one for one in inputs if isinstance(one, list)]
+    with torch.autocast(network.device.type, enabled=False):  # or the key's dtype would be a lie
+        if network.encoder is None:
+            of_tokens = iter([network.encode_kv(row) for row in rows])
+        else:
+            of_tokens = iter(network.encode_tokens(rows) if rows else ())
+        return [
+            item.memory(
+                next(of_tokens)
+                if isinstance(one, list)
+                else network.encode_mel(one.unsqueeze(0))[0]
+            )
+            for item, one in zip(prepared, inputs, strict=True)
+        ]
 
 
 def _check_ids(network: Network, ids: Sequence[int], label: str) -> None:

@@ -75,11 +75,12 @@ class Network(nn.Module):
         of single numbers of a larger model, call :meth:`weights_changed`.
         """
         maker: nn.Module = self.decoder if self.encoder is None else self.encoder
-        stamp = stamp_of(maker.parameters())
+        # Weights alone do not say how many heads they are cut into, or what eps a norm has.
+        about = f"{self.spec.encoder or self.spec.decoder!r} {settings_of(maker)}"
+        named = list(maker.state_dict(keep_vars=True).items())
+        stamp = about + stamp_of(tensor for _, tensor in named)
         if self._encoder_digest is None or self._encoder_digest[0] != stamp:
-            # Weights alone do not say how many heads they are cut into, or what eps a norm has.
-            about = repr(self.spec.encoder or self.spec.decoder)
-            digest = digest_of_weights(about, maker.named_parameters(), self.hash)
+            digest = digest_of_weights(about, named, self.hash)
             self._encoder_digest = (stamp, digest)
         return self._encoder_digest[1]
 
@@ -271,6 +272,22 @@ def digest_of_weights(about: str, named: Iterable[tuple[str, Tensor]], hash: Has
         what = f"{name}{tuple(weight.shape)}{weight.dtype}"
         parts += [what.encode(), bytes_of(weight.cpu())]
     return digest_of(*parts, hash=hash)
+
+
+def settings_of(maker: nn.Module) -> str:
+    """Classes, hooks and plain settings of a module and all within it: an adapter has a scale."""
+    return repr([(name, *_settings(module)) for name, module in maker.named_modules()])
+
+
+def _settings(module: nn.Module) -> tuple[str, list[tuple[str, object]], list[str]]:
+    plain = [
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if name[0] != "_" and name != "training" and type(value) in (str, int, float, bool)
+    ]
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
+    return type(module).__qualname__, plain, names
 
 
 def stamp_of(tensors: Iterable[Tensor]) -> str:

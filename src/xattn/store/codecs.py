@@ -14,6 +14,8 @@ from xattn.errors import CorruptEntryError, require
 
 CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
+LOSSLESS: CodecName = "float32"
+"""Keeps everything of what encoders make; the others are chosen, and their loss is reported."""
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT4_GROUP = 32
 """Numbers that share a scale and a minimum in int4."""

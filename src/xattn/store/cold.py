@@ -5,12 +5,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
 from xattn.errors import MissingExtraError, StoreUnavailableError, UsageError
+from xattn.store.files import ThreadLock
+
+T = TypeVar("T")
 
 FLUSH_SECONDS = 30.0
-WAITING = 256
+READ_SECONDS = 30.0
+"""A place that has not answered by then is done without."""
+REST_SECONDS = 5.0
+"""A place that did not answer is left in peace so long."""
+WAITING_BYTES = 256 * 2**20
 """Payloads that may wait to be written; beyond it they stay on the local disk alone."""
 
 
@@ -38,89 +47,135 @@ class Cold:
             raise UsageError(f"`cold` must be a URL that fsspec knows: {error}.") from error
         self.url, self.capacity_bytes = url, capacity_bytes
         self._base = f"{base.rstrip('/')}/{folder}"
-        self._waiting: queue.Queue[tuple[str, bytes] | None] = queue.Queue(WAITING)
-        self._writer: threading.Thread | None = None
-        self._lock, self._pid = threading.Lock(), os.getpid()
         self._on_failure = on_failure
+        self._lock, self._rests_until = ThreadLock(), 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing waits, and nobody writes: as in a process that has just begun."""
+        self._pid = os.getpid()
+        self._waiting: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+        self._unwritten, self._waiting_bytes = 0, 0
+        self._removed: set[str] = set()
+        """Keys whose payloads wait to be written, and are not wanted any more."""
+        self._writer: threading.Thread | None = None
 
     def get(self, digest: str) -> bytes | None:
-        """The bytes of a payload, or None."""
+        """The bytes of a payload, or None; None, too, for a while after it did not answer."""
+        if time.monotonic() < self._rests_until:
+            return None
         try:
-            content: bytes = self._system.cat_file(self._path(digest))
+            content = self._asked(lambda: self._system.cat_file(self._path(digest)))
         except FileNotFoundError:
             return None
-        except Exception as error:
-            raise self._unavailable(error) from error
-        return content
+        except StoreUnavailableError:
+            self._rests_until = time.monotonic() + REST_SECONDS
+            raise
+        if not isinstance(content, bytes | bytearray):
+            raise self._unavailable(TypeError(f"it gave a {type(content).__name__}, not bytes"))
+        return bytes(content)
 
     def put_behind(self, digest: str, content: bytes) -> None:
-        """Write a payload when there is time for it."""
+        """Write a payload when there is time for it, and if it fits."""
+        most = self.capacity_bytes
+        if most is not None and len(content) > most:
+            self._fail(f"a payload of {len(content)} bytes is more than its budget of {most}")
+            return
         with self._lock:
             if self._pid != os.getpid():  # a fork has no thread, and another's queue
-                self._pid, self._writer = os.getpid(), None
-                self._waiting = queue.Queue(WAITING)
+                self._begin()
+            fits = not self._unwritten or self._waiting_bytes + len(content) <= WAITING_BYTES
+            self._removed.discard(digest)
+            if fits:
+                self._unwritten += 1
+                self._waiting_bytes += len(content)
+                self._waiting.put((digest, content))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="xattn-cold", daemon=True)
                 self._writer.start()
-        try:
-            self._waiting.put_nowait((digest, content))
-        except queue.Full:
-            self._on_failure(
-                StoreUnavailableError(
-                    f"{self.url} is slower than what is written: {WAITING} payloads wait already."
-                )
-            )
+        if not fits:
+            self._fail(f"it is slower than what is written: {WAITING_BYTES} bytes wait already")
 
     def remove(self, digest: str) -> None:
         """Remove a payload, if it is there, or waits to be."""
-        self.flush()
-        try:
-            self._system.rm_file(self._path(digest))
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise self._unavailable(error) from error
+        with self._lock:
+            if self._unwritten:
+                self._removed.add(digest)
+        with suppress(FileNotFoundError):
+            self._asked(lambda: self._system.rm_file(self._path(digest)))
 
     def clear(self) -> int:
         """Remove all payloads of this tenant; how many."""
         self.flush()
         try:
-            found = self._system.find(self._base)
-            for path in found:
-                self._system.rm_file(path)
+            found = self._asked(lambda: list(self._system.find(self._base)))
         except FileNotFoundError:
             return 0
-        except Exception as error:
-            raise self._unavailable(error) from error
+        for path in found:
+            with suppress(FileNotFoundError):
+                self._asked(partial(self._system.rm_file, path))
         return len(found)
 
     def flush(self) -> None:
         """Wait until all that waits is written, or has failed, or does not answer in time."""
-        if self._pid != os.getpid() or self._writer is None:
-            return
         until = time.monotonic() + FLUSH_SECONDS
-        while self._waiting.unfinished_tasks and time.monotonic() < until:
+        while self._pid == os.getpid() and self._unwritten and time.monotonic() < until:
             time.sleep(0.005)
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What the place says to ``ask``, if it says so in time.
+
+        Raises FileNotFoundError, and :class:`StoreUnavailableError` for all else.
+        """
+        answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put((ask(), None))
+            except Exception as error:  # noqa: BLE001  (a place of strangers may raise anything)
+                answers.put((None, error))
+
+        threading.Thread(target=work, name="xattn-cold-read", daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=READ_SECONDS)
+        except queue.Empty as late:
+            raise self._unavailable(TimeoutError(f"no answer within {READ_SECONDS:g} s")) from late
+        if isinstance(error, FileNotFoundError):
+            raise error
+        if error is not None:
+            raise self._unavailable(error) from error
+        return answer  # type: ignore[return-value]  # None only where that is the answer
 
     def _write(self) -> None:
         while True:
-            item = self._waiting.get()
+            digest, content = self._waiting.get()
             try:
-                if item is None:
-                    return
-                self._write_one(*item)
-            except Exception as error:  # noqa: BLE001  (a store of strangers may raise anything)
+                if digest not in self._removed:
+                    self._write_one(digest, content)
+                if digest in self._removed:  # meanwhile, or before
+                    with suppress(FileNotFoundError):
+                        self._system.rm_file(self._path(digest))
+            except Exception as error:  # noqa: BLE001  (a place of strangers may raise anything)
                 self._on_failure(self._unavailable(error))
             finally:
-                self._waiting.task_done()
+                with self._lock:
+                    self._unwritten -= 1
+                    self._waiting_bytes -= len(content)
+                    if not self._unwritten:
+                        self._removed.clear()
 
     def _write_one(self, digest: str, content: bytes) -> None:
         path = self._path(digest)
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         # Under another name first: a reader must not find half a file.
-        partial = f"{path}.partial-{time.time_ns()}"
-        self._system.pipe_file(partial, content)
-        self._system.mv(partial, path)
+        unfinished = f"{path}.partial-{time.time_ns()}"
+        try:
+            self._system.pipe_file(unfinished, content)
+            self._system.mv(unfinished, path)
+        except BaseException:
+            with suppress(Exception):  # what failed is said, and not that its rest stayed
+                self._system.rm_file(unfinished)
+            raise
         if self.capacity_bytes is not None:
             self._make_room(self.capacity_bytes)
 
@@ -137,6 +192,9 @@ class Cold:
 
     def _path(self, digest: str) -> str:
         return f"{self._base}/{digest[:2]}/{digest}.safetensors"
+
+    def _fail(self, why: str) -> None:
+        self._on_failure(StoreUnavailableError(f"{self.url}: {why}."))
 
     def _unavailable(self, error: Exception) -> StoreUnavailableError:
         return StoreUnavailableError(f"{self.url}: {str(error) or type(error).__name__}.")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ class Stamp:
     inode: int
     size_bytes: int
     changed_ns: int
+    """When the system saw it change last, which nobody can put back."""
 
     @classmethod
     def of(cls, status: os.stat_result) -> "Stamp":
         """What the system says of a file."""
-        return cls(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_mtime_ns)
+        return cls(inode=status.st_ino, size_bytes=status.st_size, changed_ns=status.st_ctime_ns)
 
 
 def require_digest(value: str) -> str:
@@ -116,7 +118,8 @@ class Disk:
 
     def pin(self, digest: str) -> None:
         """Keep the entry whatever the budget."""
-        files.write_whole(self._pin(digest), b"")
+        with files.changing(self.path(digest).parent):
+            files.write_whole(self._pin(digest), b"")
 
     def unpin(self, digest: str) -> bool:
         """Let the entry go when room is needed; whether it was pinned."""
@@ -130,17 +133,27 @@ class Disk:
         folder = files.require_real(self.root, "tenants", self.tenant, "pins")
         return folder / require_digest(digest)
 
+    def remove_unless_in_use(self, digest: str) -> bool:
+        """Remove a payload that is neither pinned nor leased; whether it is gone."""
+        return files.remove_unless(
+            self.path(digest), lambda path: self.is_pinned(digest) or files.is_leased(path)
+        )
+
     # All of them
 
     def digests(self) -> Iterator[str]:
         """Every key that has a payload."""
-        for folder in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
-            if folder.is_symlink():
-                continue
-            for path in sorted(folder.glob(f"*{SUFFIX}")):
+        for digest, _ in self.sizes():
+            yield digest
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Every key that has a payload, and its bytes."""
+        for folder in sorted(_within(self.folder, "[0-9a-f][0-9a-f]")):
+            for path in sorted(_within(folder, f"*{SUFFIX}")):
+                status = _status(path)
                 ours = _DIGEST.fullmatch(path.stem) and folder.name == path.stem[:2]
-                if ours and path.is_file() and not path.is_symlink():
-                    yield path.stem
+                if ours and status is not None and stat.S_ISREG(status.st_mode):
+                    yield path.stem, status.st_size
 
     def row(self, digest: str) -> Row | None:
         """What the index should say of an entry, from the payload itself."""
@@ -185,12 +198,8 @@ def every_tenant(root: Path) -> list[Disk]:
     return [Disk(root, folder.name) for folder in folders if not folder.is_symlink()]
 
 
-def sweep(root: Path, most_set_aside: int) -> int:
-    """Remove what processes left that died while they wrote, and what was set aside long ago.
-
-    What was set aside may take ``most_set_aside`` bytes, the newest of it. Returns how many files
-    went.
-    """
+def sweep(root: Path) -> int:
+    """Remove what processes left that died while they wrote; how many files."""
     now = time.time()
     tenants = [tenant for tenant in _within(root / "tenants") if tenant.is_dir()]
     folders = [root, root / "quarantine", root / "locks"]
@@ -201,12 +210,17 @@ def sweep(root: Path, most_set_aside: int) -> int:
         for partial in _within(folder, f"{files.PARTIAL}*")
         if (status := _status(partial)) and now - status.st_mtime > PARTIAL_SECONDS
     ]
+    return sum(map(_unlinked, left))
+
+
+def trim_quarantine(root: Path, most: int) -> int:
+    """Remove what was set aside long ago, and all but the newest ``most`` bytes; how many files."""
     aside = _within(root, "index*.damaged-*") + _within(root / "quarantine", f"*{SUFFIX}")
     dated = [(status, path) for path in aside if (status := _status(path))]
-    held = 0
+    now, held, left = time.time(), 0, []
     for status, path in sorted(dated, key=_age):
         held += status.st_size
-        if held > most_set_aside or now - status.st_mtime > QUARANTINE_SECONDS:
+        if held > most or now - status.st_mtime > QUARANTINE_SECONDS:
             left.append(path)
     return sum(map(_unlinked, left))
 

@@ -9,8 +9,10 @@ import mmap
 import os
 import secrets
 import stat
+import threading
+import time
 import weakref
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +35,8 @@ if os.name == "posix":
     _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 PARTIAL = ".partial-"
+PATIENCE_SECONDS = 10.0
+"""A lock that is held for as long as a rename takes, and is not free by then, never will be."""
 _CHANGING, _LEASED = ".changing", ".leased-"
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _EXCLUSIVE, _SHARED = getattr(fcntl, "LOCK_EX", 0), getattr(fcntl, "LOCK_SH", 0)
@@ -95,12 +99,25 @@ def require_real(root: Path, *parts: str) -> Path:
     return path
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder, and those it is in, for their owner alone."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileNotFoundError:
+        make_folders(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``: all of it, on the disk, or an error and nothing.
 
-    Raises OSError as the system does; a file that was there before is then still there.
+    Raises OSError as the system does; a file that was there before is then still there. (Where
+    only the last step fails, which makes the rename outlive a power cut, the new one is.)
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folders(path.parent)
     partial = path.parent / f"{PARTIAL}{os.getpid()}-{secrets.token_hex(8)}"
     try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -135,7 +152,7 @@ def map_private(path: Path) -> tuple[Pages, os.stat_result]:
     The map is private, so that nobody who has it can change the file. Raises OSError as the system
     does, and ValueError for an empty file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _NOFOLLOW)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _NOFOLLOW)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -165,53 +182,93 @@ def map_pages(handle: int, size: int) -> Pages:
     return memoryview(pages).cast("B")
 
 
-_held: set[int] = set()
+_held: dict[int, object] = {}
 """Handles with locks; a forked child closes its copies, or it would hold the locks as well."""
+
+
+class ThreadLock:
+    """A lock among threads that a forked child finds open, whoever held it in its parent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        _thread_locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def open_in_child(self) -> None:
+        """Forget who held it."""
+        self._lock = threading.Lock()
+
+
+_thread_locks: "weakref.WeakSet[ThreadLock]" = weakref.WeakSet()
 
 
 def _let_go_in_child() -> None:
     for handle in _held:
         os.close(handle)
     _held.clear()
+    for lock in list(_thread_locks):
+        lock.open_in_child()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def _lock(handle: int, how: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(handle, how)
+def _lock(handle: int, how: int, patience_seconds: float) -> None:
+    """Raises TimeoutError where somebody else holds it for longer than that."""
+    if fcntl is None:
+        return
+    until, pause = time.monotonic() + patience_seconds, 0.0002
+    while True:
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"another process has held a lock for {patience_seconds:g} s"
+                ) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
 
 
-def _release(handle: int) -> None:
-    if handle in _held:  # else this is a child, which has let go of it
-        _held.discard(handle)
+def _release(handle: int, token: object) -> None:
+    if _held.get(handle) is token:  # else this is a child, which has let go of it
+        del _held[handle]
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
-def _locked_handle(path: Path, how: int) -> int:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _locked_handle(path: Path, how: int, patience_seconds: float) -> tuple[int, object]:
+    """An open file that is locked, and what tells it from another with the same number."""
+    make_folders(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NOFOLLOW, 0o600)
-    _held.add(handle)
+    token = _held[handle] = object()
     try:
-        _lock(handle, how)
+        _lock(handle, how, patience_seconds)
     except BaseException:
-        _release(handle)
+        _release(handle, token)
         raise
-    return handle
+    return handle, token
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock ``path``, whoever else wants it; it falls with the process that holds it."""
-    handle = _locked_handle(path, _EXCLUSIVE)
+def locked(path: Path, patience_seconds: float) -> Iterator[None]:
+    """Hold the lock ``path``, whoever else wants it; it falls with the process that holds it.
+
+    Raises TimeoutError where another holds it for ``patience_seconds``: it hangs, or was stopped.
+    """
+    held = _locked_handle(path, _EXCLUSIVE, patience_seconds)
     try:
         yield
     finally:
-        _release(handle)
+        _release(*held)
 
 
 def changing(folder: Path) -> AbstractContextManager[None]:
@@ -219,7 +276,7 @@ def changing(folder: Path) -> AbstractContextManager[None]:
 
     It is held for a rename, never while something is read, written or encoded.
     """
-    return locked(folder / _CHANGING)
+    return locked(folder / _CHANGING, PATIENCE_SECONDS)
 
 
 def remove(path: Path) -> bool:
@@ -247,37 +304,45 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         with changing(path.parent):
-            self._handle: int | None = _locked_handle(_lease(path), _SHARED)
+            self._held: tuple[int, object] | None = _locked_handle(
+                _lease(path), _SHARED, PATIENCE_SECONDS
+            )
 
     def release(self) -> None:
         """Give it back; a second time is no harm."""
-        if self._handle is not None:
-            _release(self._handle)
-            self._handle = None
+        if self._held is not None:
+            _release(*self._held)
+            self._held = None
 
 
 def _lease(path: Path) -> Path:
     return path.with_name(f"{_LEASED}{path.name[:3]}")
 
 
-def remove_unless_leased(path: Path) -> bool:
-    """Remove a file that nobody holds a :class:`Lease` on; whether it is gone."""
+def is_leased(path: Path) -> bool:
+    """Whether somebody holds a :class:`Lease` on it; to be asked while nobody can take one."""
+    try:
+        handle = os.open(_lease(path), os.O_RDWR | os.O_CLOEXEC | _NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def remove_unless(path: Path, in_use: Callable[[Path], bool]) -> bool:
+    """Remove a file that is not ``in_use``, and cannot come to be meanwhile; whether it is gone."""
     if not path.parent.is_dir():
         return True
     with changing(path.parent):
-        try:
-            lease = os.open(_lease(path), os.O_RDWR | os.O_CLOEXEC | _NOFOLLOW)
-        except FileNotFoundError:
-            _unlink(path)  # nobody has ever leased it
-            return True
-        try:
-            if fcntl is not None:
-                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _unlink(path)
-        except BlockingIOError:
+        if in_use(path):
             return False
-        finally:
-            os.close(lease)
+        _unlink(path)
     return True
 
 

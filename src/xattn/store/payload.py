@@ -74,10 +74,6 @@ class Header:
     """Unix time after which it is no longer given back."""
     error: CodecError
 
-    def serves(self, codec: CodecName) -> bool:
-        """Whether someone who chose ``codec`` may have it: it is theirs, or nothing was lost."""
-        return self.codec == codec or self.error.relative_l2 == 0.0
-
     def dumps(self) -> str:
         """As JSON, the format's version with it."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
@@ -113,10 +109,13 @@ class Header:
     @property
     def is_sound(self) -> bool:
         """Whether every field is of its kind: before that, nothing of it is to be believed."""
-        texts = (self.codec, self.label, self.span_unit, *astuple(self.key)[:5], self.key.tenant)
+        key = asdict(self.key)
+        key.pop("schema_version")
+        texts = (self.codec, self.label, self.span_unit, *key.values())
         return (
             all(map(_is_utf8, texts))
             and self.codec in CODECS
+            and self.codec == self.key.codec
             and self.key.dtype in DTYPES
             and is_whole(self.width, 1)
             and is_whole(self.positions, 0)
@@ -251,6 +250,10 @@ class Payload:
         header, tensors = self.header, self._tensors
         try:
             states_SD = decode(tensors, header.codec, header.width, DTYPES[header.key.dtype])
+            if len(states_SD) != header.positions:
+                raise CorruptEntryError(
+                    f"its header says {header.positions} positions, and it has {len(states_SD)}."
+                )
             spans = SpanTable(tensors["spans"], header.span_unit)
             mask_S = tensors["mask"].bool() if "mask" in tensors else None
             return Memory(
@@ -261,8 +264,15 @@ class Payload:
                 label=header.label,
                 details=header.details,
             )
-        except (KeyError, ValueError) as error:
-            raise CorruptEntryError(f"its tensors do not make a memory ({error}).") from error
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            raise CorruptEntryError(f"its tensors do not make a memory ({error!r}).") from error
 
 
 def read_safetensors(content: files.Pages | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:

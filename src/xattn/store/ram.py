@@ -1,12 +1,12 @@
 """The nearest tier: memories of this process, the least recently used leaving first."""
 
-import threading
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
 from xattn.memory import Memory
 from xattn.store.disk import Stamp
+from xattn.store.files import ThreadLock
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +44,7 @@ class Ram:
         self.capacity_bytes = capacity_bytes
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._size_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
 
     @property
     def size_bytes(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from xattn.errors import StoreFormatError, is_whole
+from xattn.errors import StoreFormatError, StoreUnavailableError, is_whole
 from xattn.memory import digest_of
 from xattn.store import files
 
@@ -19,7 +19,12 @@ PARTS = ("tenants", "locks", "quarantine", MARK)
 
 def default_root() -> Path:
     """``~/.cache/xattn``, or where ``XDG_CACHE_HOME`` says."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xattn"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xattn"
+    except RuntimeError as error:
+        raise StoreUnavailableError(
+            "there is no home directory to keep memories in; give a directory (`--cache-dir`)."
+        ) from error
 
 
 def open_root(root: Path, capacity_bytes: int | None, *, owner: bool) -> int:

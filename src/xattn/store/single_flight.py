@@ -5,6 +5,7 @@ memory then. The lock of a process that dies is free, and the next one encodes. 
 of Go's ``golang.org/x/sync/singleflight``, across processes.)
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,11 +15,14 @@ from typing import Any, Protocol
 from xattn.errors import StoreError, UnsafeStoreError
 from xattn.memory import Memory, MemoryKey, Span
 from xattn.store import files
+from xattn.store.codecs import LOSSLESS
 from xattn.store.payload import as_kept
 from xattn.store.tiers import Tiers
 
 BATCH = 32
 """Sources that are encoded together, and kept before the next ones are."""
+ENCODER_SECONDS = 600.0
+"""Who waits for another's encoder so long takes it for one that hangs, and encodes itself."""
 STRIPES = 4096
 """Locks that encoders share: a key has one of them, so that each is encoded once."""
 
@@ -71,10 +75,12 @@ class SingleFlight:
     def __init__(
         self,
         tiers: Tiers,
-        key_of: Callable[[MemoryKey], MemoryKey],
+        key_of: Callable[..., MemoryKey],
         put: Callable[[Memory, float], object],
     ) -> None:
         self._tiers, self._key_of, self._put = tiers, key_of, put
+        self._own = threading.local()
+        """Locks that this thread holds: an encoder may itself ask the store."""
 
     def memories(self, model: Encodes, prepared: Sequence[Named]) -> list[Memory]:
         """A memory for each source, with that source's places and name. Raises as ``model``."""
@@ -86,19 +92,21 @@ class SingleFlight:
         for start in range(0, len(missing), BATCH):
             some = {digest: named[digest] for digest in missing[start : start + BATCH]}
             with self._one_encoder(list(some)):
-                self._collect(some, found)  # somebody may have been faster
+                self._collect(some, found, near=True)  # somebody may have been faster
                 self._encode_missing(model, some, found)
         return [
             replace(found[digest], spans=item.spans, label=item.label, details=item.details)
             for digest, item in zip(digests, prepared, strict=True)
         ]
 
-    def _collect(self, named: dict[str, Named], found: dict[str, Memory]) -> None:
+    def _collect(
+        self, named: dict[str, Named], found: dict[str, Memory], *, near: bool = False
+    ) -> None:
         for digest, item in named.items():
             if digest in found:
                 continue
             try:
-                memory = self._tiers.find(digest, len(item.spans))
+                memory = self._find(digest, item, near=near)
             except StoreError as error:
                 self._tiers.do_without(error)
                 continue
@@ -124,15 +132,28 @@ class SingleFlight:
                 self._tiers.do_without(error)
             found[digest] = replace(memory, key=self._key_of(memory.key))
 
+    def _find(self, digest: str, item: Named, *, near: bool) -> Memory | None:
+        """Under its own name, or as it is without the loss that the codec would bring."""
+        positions = len(item.spans)
+        memory = self._tiers.find(digest, positions, near=near)
+        if memory is None and self._tiers.codec != LOSSLESS:
+            whole = self._key_of(item.key, LOSSLESS).digest
+            memory = self._tiers.find(whole, positions, near=near)
+        return memory
+
     @contextmanager
     def _one_encoder(self, digests: Sequence[str]) -> Iterator[None]:
         """Hold the locks of these keys, so that nobody else encodes them meanwhile."""
-        stripes = sorted({int(digest[:8], 16) % STRIPES for digest in digests})
+        held: set[int] = self._own.__dict__.setdefault("stripes", set())
+        stripes = sorted({int(digest[:8], 16) % STRIPES for digest in digests} - held)
         with ExitStack() as stack:
+            stack.callback(held.difference_update, stripes)
+            held.update(stripes)
             try:
                 folder = files.require_real(self._tiers.root, "locks")
                 for stripe in stripes:
-                    stack.enter_context(files.locked(folder / f"{stripe:03x}"))
+                    lock = files.locked(folder / f"{stripe:03x}", ENCODER_SECONDS)
+                    stack.enter_context(lock)
             except OSError as error:
                 self._tiers.do_without(files.unavailable(self._tiers.root / "locks", error))
             except UnsafeStoreError as error:

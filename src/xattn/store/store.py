@@ -29,7 +29,7 @@ from xattn.errors import (
 )
 from xattn.memory import Memory, MemoryKey
 from xattn.store import bundle, files
-from xattn.store.codecs import CODECS, CodecName
+from xattn.store.codecs import CODECS, LOSSLESS, CodecName
 from xattn.store.disk import Disk, require_digest
 from xattn.store.index import Row
 from xattn.store.payload import Payload, pack
@@ -147,21 +147,27 @@ class MemoryStore:
 
     # One memory
 
-    def key_of(self, key: MemoryKey) -> MemoryKey:
-        """``key`` with this tenant's salt: what the memory is called in here."""
-        return replace(key, tenant=self._salt)
+    def key_of(self, key: MemoryKey, codec: CodecName | None = None) -> MemoryKey:
+        """``key`` with this tenant's salt and the codec: what the memory is called in here."""
+        return replace(key, tenant=self._salt, codec=codec or self.codec)
 
     def get(self, key: MemoryKey | str) -> Memory | None:
         """The memory of a key, or of its digest; None where there is none that may be read.
 
+        A key is that of :attr:`codec`, or else of one that loses nothing.
+
         Raises :class:`~xattn.errors.StoreUnavailableError` where the disk does not answer.
         """
-        digest = key if isinstance(key, str) else self.key_of(key).digest
-        require_digest(digest)
-        memory = self._tiers.find(digest)
+        digests = [key] if isinstance(key, str) else self._names(key)
+        found = (self._tiers.find(require_digest(digest)) for digest in digests)
+        memory = next((memory for memory in found if memory is not None), None)
         if memory is None:
             self.counters.misses += 1
         return memory
+
+    def _names(self, key: MemoryKey) -> list[str]:
+        """What a memory may be called here, the first name first."""
+        return [self.key_of(key, codec).digest for codec in dict.fromkeys((self.codec, LOSSLESS))]
 
     def put(
         self, memory: Memory, *, encode_seconds: float = 0.0, ttl_seconds: float | None = None
@@ -218,9 +224,9 @@ class MemoryStore:
         leases = []
         try:
             for key in keys:
-                digest = key if isinstance(key, str) else self.key_of(key).digest
                 try:
-                    leases.append(files.Lease(self._tiers.disk.path(digest)))
+                    for digest in [key] if isinstance(key, str) else self._names(key):
+                        leases.append(files.Lease(self._tiers.disk.path(digest)))
                 except OSError as error:
                     # Where nothing can be written, nothing is evicted either.
                     if error.errno not in (errno.EROFS, errno.EACCES):
@@ -235,8 +241,8 @@ class MemoryStore:
     # Many memories
 
     def __contains__(self, key: MemoryKey | str) -> bool:
-        digest = key if isinstance(key, str) else self.key_of(key).digest
-        return self._tiers.disk.path(digest).exists()
+        digests = [key] if isinstance(key, str) else self._names(key)
+        return any(self._tiers.disk.path(digest).exists() for digest in digests)
 
     def entries(self) -> list[Row]:
         """What this tenant has here, the newest first."""
@@ -267,23 +273,31 @@ class MemoryStore:
         return self._tiers.disk.is_pinned(digest)
 
     def remove(self, digest: str) -> bool:
-        """Remove an entry; whether there was one."""
-        with files.answering(self.root):
-            removed = files.remove(self._tiers.disk.path(digest))
-            self._tiers.disk.unpin(digest)
-        self._tiers.forget(digest)
-        self._tiers.indexed(lambda: self._tiers.index.remove([digest]))
+        """Remove an entry, here and in the shared tier; whether there was one here."""
+        removed = self._remove_here(digest)
         if self._tiers.cold is not None:
             self._tiers.cold.remove(digest)
         return removed
 
     def clear(self) -> int:
-        """Remove this tenant's entries, pinned ones too; how many."""
+        """Remove this tenant's entries, pinned ones too, then those in the shared tier; how many.
+
+        Raises :class:`~xattn.errors.StoreUnavailableError` where a tier does not answer; what is
+        here is gone then.
+        """
         digests = list(self._tiers.disk.digests())
         for digest in digests:
-            self.remove(digest)
+            self._remove_here(digest)
         elsewhere = 0 if self._tiers.cold is None else self._tiers.cold.clear()
         return max(len(digests), elsewhere)
+
+    def _remove_here(self, digest: str) -> bool:
+        with files.answering(self.root):
+            removed = files.remove(self._tiers.disk.path(digest))
+            self._tiers.disk.unpin(digest)
+        self._tiers.forget(digest)
+        self._tiers.indexed(lambda: self._tiers.index.remove([digest]))
+        return removed
 
     def verify(self) -> tuple[int, list[str]]:
         """Read everything; returns how many entries are whole, and those set aside."""
@@ -321,7 +335,12 @@ class MemoryStore:
                 found = self._tiers.disk.open(digest)
                 if found is None:
                     raise EntryNotFoundError(f"there is no entry {digest} any more.")
-                found[0].verify(digest, self._secret)
+                try:
+                    found[0].verify(digest, self._secret)
+                except CorruptEntryError as error:
+                    raise CorruptEntryError(
+                        f"{digest} cannot be exported: {error} `xattn cache verify` sets it aside."
+                    ) from error
                 yield digest, bytes(found[0].content)
 
         with files.answering(self.root):
@@ -344,9 +363,9 @@ class MemoryStore:
                 memory, header = payload.memory(), payload.header
             except CorruptEntryError as error:
                 raise CorruptEntryError(f"the bundle's {shown(claimed, 64)}: {error}") from error
-            memory = replace(memory, key=self.key_of(memory.key))
+            memory = replace(memory, key=self.key_of(memory.key, header.codec))
             taken.append(memory.key.digest)
-            if memory.key not in self:
+            if self._tiers.find(memory.key.digest, len(memory), near=True) is None:
                 packed = pack(
                     memory,
                     header.codec,

@@ -1,11 +1,11 @@
 """Where a memory may be, from near to far, and what happens where a place does not answer."""
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from xattn.errors import (
@@ -19,7 +19,7 @@ from xattn.memory import Memory
 from xattn.store import files
 from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
-from xattn.store.disk import Disk, Stamp, every_row, every_tenant, sweep
+from xattn.store.disk import Disk, Stamp, every_row, every_tenant, sweep, trim_quarantine
 from xattn.store.index import Index, Row
 from xattn.store.payload import Header, Payload
 from xattn.store.ram import Ram
@@ -92,12 +92,15 @@ class Tiers:
         self._warned: set[str] = set()
         self._index_rests_until = 0.0
         self._index_is_behind, self._caught_up = False, False
-        self._lock = threading.Lock()
+        self._lock = files.ThreadLock()
 
-    def find(self, digest: str, positions: int | None = None) -> Memory | None:
+    def find(
+        self, digest: str, positions: int | None = None, *, near: bool = False
+    ) -> Memory | None:
         """The memory from the nearest place that has it, or None.
 
-        ``positions`` is how many it must have, where that is known.
+        ``positions`` is how many it must have, where that is known. The shared tier is not asked
+        where only what is ``near`` may have changed.
         """
         memory = self._held(digest, positions)
         if memory is not None:
@@ -107,17 +110,19 @@ class Tiers:
         try:
             memory = self._read(digest, positions)
         except StoreUnavailableError as error:
-            if self.cold is None:
+            if self.cold is None or near:
                 raise
             self.do_without(error)  # another tier may have it
         if memory is not None:
             self.counters.disk_hits += 1
             self._note_use(digest)
             return memory
-        return self._fetch(digest, positions)
+        return None if near else self._fetch(digest, positions)
 
     def _held(self, digest: str, positions: int | None) -> Memory | None:
         """The memory that this process holds, if the disk still has what it was read from."""
+        if self.verify_when == "always":
+            return None  # what is in memory was not read
         held = self.ram.get(digest, time.time())
         if held is None:
             return None
@@ -143,8 +148,6 @@ class Tiers:
                 payload.verify(digest, self._secret)
                 self._verified[digest] = stamp
             header, memory = payload.header, _sized(payload, positions)
-            if not header.serves(self.codec):
-                return None  # a loss is chosen by whoever reads, never by whoever wrote
             if _is_late(header) and not self.disk.is_pinned(digest):
                 self.counters.expired += 1
                 return None
@@ -199,17 +202,30 @@ class Tiers:
             self.counters.quarantined += 1
             log.warning("entry %s of the shared tier is not used: %s", digest, error)
             return None
-        if _is_late(header) or not header.serves(self.codec):
+        if _is_late(header):
+            self.removed_elsewhere(digest)
             return None
         self.counters.cold_hits += 1
         self.counters.encode_seconds_saved += header.encode_seconds
+        stamp = None
         if len(content) <= self.budget_bytes:
             try:
                 self.keep(digest, content)
+                with files.answering(self.root):
+                    stamp = self.disk.stamp(digest)
             except StoreUnavailableError as error:
                 self.do_without(error)
-        self.ram.put(digest, memory, header.expires, None)
+        self.ram.put(digest, memory, header.expires, stamp)
         return memory
+
+    def removed_elsewhere(self, digest: str) -> None:
+        """Remove an entry from the shared tier, if there is one that answers."""
+        if self.cold is None:
+            return
+        try:
+            self.cold.remove(digest)
+        except StoreUnavailableError as error:
+            self.do_without(error)
 
     @property
     def budget_bytes(self) -> int:
@@ -224,10 +240,10 @@ class Tiers:
         row = self.disk.row(digest)
         if row is not None:
             self.indexed(lambda: self.index.put([row]))
-        self.indexed(self.make_room)
+        self.indexed(lambda: self.make_room(spare=digest))
 
-    def make_room(self) -> None:
-        """Evict until the budgets hold, or nothing is left that may go.
+    def make_room(self, *, spare: str = "") -> None:
+        """Evict until the budgets hold, or nothing is left that may go; not the entry ``spare``.
 
         The first time in this object, what the index was never told of is counted too: a process
         may have died between writing a payload and saying so.
@@ -236,24 +252,19 @@ class Tiers:
             self.catch_up()
             self._caught_up = True
         for tenant, budget in ((self.disk.tenant, self.quota_bytes), (None, self.capacity_bytes)):
-            if budget is None:
+            if budget is None or self.index.size_bytes(tenant) <= budget:
                 continue
-            tried: set[str] = set()
-            while self.index.size_bytes(tenant) > budget:
-                rows = self.index.cheapest(tenant, limit=len(tried) + 64)
-                row = next((row for row in rows if row.digest not in tried), None)
-                if row is None:
+            for row in chain(self.index.expired(tenant), self.index.cheapest(tenant)):
+                if row.digest == spare:
+                    continue  # it has just been acknowledged
+                if self.evict(row) and self.index.size_bytes(tenant) <= budget:
                     break
-                tried.add(row.digest)
-                self.evict(row)
 
     def evict(self, row: Row, *, expired: bool = False) -> bool:
         """Remove an entry of any tenant, unless it is pinned or leased; whether it is gone."""
         disk = Disk(self.root, row.tenant)
         try:
-            if disk.is_pinned(row.digest):
-                return False
-            if not files.remove_unless_leased(disk.path(row.digest)):
+            if not disk.remove_unless_in_use(row.digest):
                 return False
         except (OSError, UnsafeStoreError) as error:
             what = error if isinstance(error, StoreError) else files.unavailable(self.root, error)
@@ -270,13 +281,15 @@ class Tiers:
     def collect(self) -> int:
         """Make the index agree with the disk, remove what expired or does not fit; how many."""
         before = self.counters.evictions + self.counters.expired
-        swept = sweep(self.root, int(self.capacity_bytes * QUARANTINE_SHARE))
+        swept = sweep(self.root) + self._trim_quarantine()
         self.catch_up()
-        for row in self.index.rows(self.disk.tenant):
-            if row.expires is not None and row.expires < time.time():
-                self.evict(row, expired=True)
+        for row in self.index.expired(self.disk.tenant):
+            self.evict(row, expired=True)
         self.make_room()
         return swept + self.counters.evictions + self.counters.expired - before
+
+    def _trim_quarantine(self) -> int:
+        return trim_quarantine(self.root, int(self.capacity_bytes * QUARANTINE_SHARE))
 
     def forget(self, digest: str) -> None:
         """Hold nothing of an entry in this process."""
@@ -302,16 +315,19 @@ class Tiers:
         self.counters.quarantined += 1
         log.warning("entry %s was set aside, and is encoded again: %s (%s)", digest, error, target)
         self.indexed(lambda: self.index.remove([digest]))
+        self._trim_quarantine()
         return True
 
     def catch_up(self) -> None:
         """Make the index agree with the payloads, those of all tenants."""
-        known = {(row.tenant, row.digest) for row in self.index.rows()}
+        known = {(row.tenant, row.digest, row.size_bytes) for row in self.index.rows()}
         present = {
-            (disk.tenant, digest) for disk in every_tenant(self.root) for digest in disk.digests()
+            (disk.tenant, digest, size)
+            for disk in every_tenant(self.root)
+            for digest, size in disk.sizes()
         }
-        self.index.remove(digest for _, digest in known - present)
-        lost = [Disk(self.root, tenant).row(digest) for tenant, digest in present - known]
+        self.index.remove(digest for _, digest, _ in known - present)
+        lost = [Disk(self.root, tenant).row(digest) for tenant, digest, _ in present - known]
         self.index.put([row for row in lost if row is not None])
 
     def do_without(self, error: StoreError) -> None:
@@ -322,7 +338,7 @@ class Tiers:
             first = kind not in self._warned
             self._warned.add(kind)
         if first:
-            log.warning("the memory store does not answer and is done without: %s", error)
+            log.warning("the memory store is done without: %s", error)
 
     def indexed(self, work: Callable[[], None]) -> None:
         """Do what needs the index; without it the entry is there all the same.
