@@ -228,6 +228,7 @@ def test_a_store_that_was_shipped_on_a_read_only_disk(tmp_path):
     with mounted(mount):
         with MemoryStore(mount / "store") as made:
             digest = made.put(memory_of("a"), encode_seconds=2.0)
+        (mount / "store").chmod(0o755)  # as a package brings it
         subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
         store, encoder, bundle = MemoryStore(mount / "store"), Encoder(), io.BytesIO()
         assert_same(store.get(digest), memory_of("a"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 
 import xattn
 from xattn.store import CODECS, MemoryStore
@@ -136,6 +137,63 @@ def test_a_transcription_hears_the_windows_that_were_encoded_before(tmp_path):
     assert (warm.segments, warm.encoder_passes) == (fresh.segments, 0)
     assert model.counters.encoder_passes == before
     assert {row.label for row in store.entries()} == {RECORDING.name}
+
+
+def test_what_is_streamed_or_transcribed_is_not_evicted(tmp_path):
+    def evicted(store):
+        store._tiers.capacity_bytes = 1
+        store._tiers.make_room()
+        return store.counters.evictions
+
+    g2p = xattn.load("g2p-en")
+    g2p.store = MemoryStore(tmp_path / "one")
+    pieces = g2p.stream("memory", unit="characters")
+    next(pieces)
+    assert evicted(g2p.store) == 0
+    list(pieces)
+    assert evicted(g2p.store) == 1
+    whisper = xattn.load("whisper-tiny.en")
+    whisper.store = MemoryStore(tmp_path / "two")
+    segments = whisper.transcribe_segments(RECORDING, beam_size=1)
+    next(iter(segments))
+    assert evicted(whisper.store) == 0
+    segments.finish()
+    del segments
+    assert evicted(whisper.store) == 1
+
+
+def test_a_name_costs_no_transform(tmp_path, monkeypatch):
+    """What is in the store is found by its samples; their spectrogram is made for an encoder."""
+    model, store = xattn.load("whisper-tiny.en"), MemoryStore(tmp_path)
+    want = store.get_or_encode(model, RECORDING)
+    windows = store.get_or_encode_prepared(model, model.prepare_long(RECORDING))
+
+    def never(*_):
+        raise AssertionError("a spectrogram was made")
+
+    monkeypatch.setattr("xattn.inputs.audio.log_mel", never)
+    found = MemoryStore(tmp_path).get_or_encode(model, RECORDING)
+    again = MemoryStore(tmp_path).get_or_encode_prepared(model, model.prepare_long(RECORDING))
+    assert found.key == want.key
+    assert [memory.key for memory in again] == [memory.key for memory in windows]
+
+
+def test_what_an_encoder_computes_with_is_in_its_name(tmp_path):
+    """Weights are not all: an adapter has a scale, and a hook may change what comes out."""
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    source, names = [5, 9, 12], []
+    layer = model.network.encoder.layers[0].self_attn.q
+    for scale in (1.0, 16.0):
+        layer.scale = scale
+        names.append(model.prepare(source).key.encoder)
+    hook = layer.register_forward_hook(lambda module, inputs, output: output * layer.scale)
+    names.append(model.prepare(source).key.encoder)
+    assert len(set(names)) == 3
+    hook.remove()
+    plain = model.encode(source)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.encode(source).states_SD, plain.states_SD)
 
 
 @pytest.mark.parametrize(

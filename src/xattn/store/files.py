@@ -80,7 +80,7 @@ def make_private(directory: Path, mark: str, parts: Container[str]) -> None:
 
 
 def _is_part(name: str, parts: Container[str]) -> bool:
-    return name in parts or name.startswith((_CHANGING, _LEASED, PARTIAL, "index"))
+    return name in parts or name.startswith((_CHANGING, _LEASED, PARTIAL, "index-"))
 
 
 def require_real(root: Path, *parts: str) -> Path:

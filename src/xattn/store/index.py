@@ -210,6 +210,16 @@ class Index:
             with suppress(FileNotFoundError):
                 file.replace(file.with_name(f"{file.name}.damaged-{time.time_ns()}"))
 
+    def check(self) -> None:
+        """Look through all of it; what is damaged is made again."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            [said] = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            if said != "ok":
+                raise DamagedIndexError(said)
+
+        self._do(work)
+
     # Writing
 
     def put(self, rows: Iterable[Row]) -> None:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def _require_keepable(memory: Memory) -> None:
             f"{memory.key.dtype!r}."
         )
     try:
-        json.dumps(memory.details)
+        json.dumps(deepcopy(memory.details))  # as it is copied for each who asks
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(
             f"{memory!r} cannot be kept: its details are no JSON ({error})."

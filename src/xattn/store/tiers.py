@@ -320,6 +320,7 @@ class Tiers:
 
     def catch_up(self) -> None:
         """Make the index agree with the payloads, those of all tenants."""
+        self.index.check()
         known = {(row.tenant, row.digest, row.size_bytes) for row in self.index.rows()}
         present = {
             (disk.tenant, digest, size)
