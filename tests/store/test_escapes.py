@@ -23,8 +23,9 @@ from scale import quick_directory
 from xattn.errors import CorruptEntryError, UsageError, XattnError
 from xattn.memory import Memory
 from xattn.store import MemoryStore, Row
-from xattn.store.bundle import write
+from xattn.store.bundle import MAGIC, write
 from xattn.store.index import NAME as INDEX
+from xattn.store.index import _insert
 from xattn.store.payload import pack
 
 THEIRS = "from outside"
@@ -462,7 +463,7 @@ def test_no_payload_of_a_shared_tier_escapes(world, make):
 
 def line(key: Any, content: bytes, **more: Any) -> bytes:
     entry = json.dumps({"key": key, "bytes": len(content), **more}).encode()
-    return b"xattn memories 1\n" + entry + b"\n" + content
+    return MAGIC + entry + b"\n" + content + b'{"end": 1}\n'
 
 
 WHOLE = packed("new")
@@ -474,9 +475,9 @@ LIES = {f"the key is {name}": line(key, WHOLE) for name, key in KEYS.items()} | 
     "the size is below 0": line(digest_of_name("new"), WHOLE, bytes=-1),
     "the size is too large": line(digest_of_name("new"), WHOLE, bytes=2**40),
     "the size is a text": line(digest_of_name("new"), WHOLE, bytes="../x"),
-    "the line is a list": b'xattn memories 1\n["../../x", 4]\nabcd',
-    "the line is a path": b"xattn memories 1\n../../outside/precious\nabcd",
-    "the line does not end": b"xattn memories 1\n" + b"../" * 10_000,
+    "the line is a list": MAGIC + b'["../../x", 4]\nabcd',
+    "the line is a path": MAGIC + b"../../outside/precious\nabcd",
+    "the line does not end": MAGIC + b"../" * 10_000,
     "the magic is a path": b"../../outside/precious\n",
     **{
         f"the payload: {name}": line(digest_of_name("kept"), make())
@@ -543,16 +544,11 @@ def test_no_row_of_the_index_escapes(again, kind):
 
 
 def plant_row(path: Path, digest: str, tenant: str) -> None:
-    names = [*Row.__dataclass_fields__]
-    row = row_of(digest, tenant)
-    values = [getattr(row, name) for name in names]
+    """As the index itself writes it, sealed, and the first to be evicted."""
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute(
-            f"INSERT OR REPLACE INTO entries ({', '.join(names)}, worth) "
-            f"VALUES ({', '.join('?' * len(names))}, -1)",
-            values,
-        )
+        _insert(connection, [row_of(digest, tenant)])
+        connection.execute("UPDATE entries SET worth = -1 WHERE digest = ?", (digest,))
     connection.close()
 
 
