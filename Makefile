@@ -46,7 +46,7 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -q -m 'slow and not gpu'
-	OMP_NUM_THREADS=1 XATTN_FAULTS=full $(PYTEST) -q -n0 tests/store
+	OMP_NUM_THREADS=1 STORE_FAULTS=full $(PYTEST) -q -n0 tests/store
 
 test-gpu: $(STAMP)
 	$(PYTEST) -q -n0 -m gpu

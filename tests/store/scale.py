@@ -1,4 +1,4 @@
-"""How much of each fault is tried: little in every run, all of it where ``XATTN_FAULTS=full``."""
+"""How much of each fault is tried: little in every run, all of it where ``STORE_FAULTS=full``."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FULL = os.environ.get("XATTN_FAULTS") == "full"
+FULL = os.environ.get("STORE_FAULTS") == "full"
 
 
 def times(small: int, full: int) -> int:

@@ -19,6 +19,8 @@ PARTIAL_SECONDS = 3600.0
 """A partial file of this age was left by a process that died."""
 QUARANTINE_SECONDS = 30 * 86400.0
 """What was set aside can be looked at for so long."""
+MOST_SET_ASIDE = 100
+"""Files that are kept of what was set aside, the newest."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -218,9 +220,10 @@ def trim_quarantine(root: Path, most: int) -> int:
     aside = _within(root, "index*.damaged-*") + _within(root / "quarantine", f"*{SUFFIX}")
     dated = [(status, path) for path in aside if (status := _status(path))]
     now, held, left = time.time(), 0, []
-    for status, path in sorted(dated, key=_age):
+    for count, (status, path) in enumerate(sorted(dated, key=_age), start=1):
         held += status.st_size
-        if held > most or now - status.st_mtime > QUARANTINE_SECONDS:
+        late = now - status.st_mtime > QUARANTINE_SECONDS
+        if late or held > most or count > MOST_SET_ASIDE:
             left.append(path)
     return sum(map(_unlinked, left))
 
