@@ -264,6 +264,32 @@ def test_a_payload_too_large_for_a_shared_tier_removes_nothing(tmp_path):
     assert store.counters.failures == 1
 
 
+@pytest.mark.parametrize("url", ["file://{}/shared", "memory://dear"])
+def test_dear_payloads_outlive_cheap_ones_in_a_shared_tier(tmp_path, url):
+    size = len(pack(memory_of("a"), "float32", encode_seconds=1.0, created=time.time()))
+    options = {"cold": url.format(tmp_path), "cold_bytes": 4 * size + size // 2}
+    with MemoryStore(tmp_path / "s", **options) as store:
+        for name in "abc":
+            store.put(memory_of(name), encode_seconds=1000.0)
+        for n in range(8):
+            store.put(memory_of(str(n)), encode_seconds=0.001)
+    other = MemoryStore(tmp_path / "other", cold=options["cold"])
+    held = {name for name in "abc01234567" if other.get(key_of(name)) is not None}
+    assert held == {"a", "b", "c", "7"}
+
+
+def test_dear_memories_outlive_cheap_ones_in_ram(tmp_path):
+    size = memory_of("a").size_bytes
+    store = MemoryStore(tmp_path, ram_bytes=4 * size)
+    for name, seconds in (*((name, 100.0) for name in "abc"), *((str(n), 0.0) for n in range(8))):
+        store.put(memory_of(name), encode_seconds=seconds)
+        store.get(key_of(name))
+    before = store.counters.ram_hits
+    for name in "abc7":
+        assert store.get(key_of(name)) is not None
+    assert store.counters.ram_hits == before + 4
+
+
 def test_a_removal_wins_over_what_waits_to_be_written(tmp_path, monkeypatch):
     system, go = fsspec.filesystem("memory"), threading.Event()
     real = type(system).pipe_file

@@ -1,11 +1,13 @@
 """The far tier: any place that fsspec knows, shared by machines, written behind."""
 
+import json
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ READ_SECONDS = 30.0
 """A place that has not answered by then is done without."""
 REST_SECONDS = 5.0
 """A place that did not answer is left in peace so long."""
+MOST_HEADER_BYTES = 2**20
 WAITING_BYTES = 256 * 2**20
 """Payloads that may wait to be written; beyond it they stay on the local disk alone."""
 
@@ -48,6 +51,8 @@ class Cold:
         self.url, self.capacity_bytes = url, capacity_bytes
         self._base = f"{base.rstrip('/')}/{folder}"
         self._on_failure = on_failure
+        self._seconds: dict[str, float] = {}
+        """What encoding took, of the payloads whose headers were looked at."""
         self._lock, self._rests_until = ThreadLock(), 0.0
         self._begin()
 
@@ -177,18 +182,45 @@ class Cold:
                 self._system.rm_file(unfinished)
             raise
         if self.capacity_bytes is not None:
-            self._make_room(self.capacity_bytes)
+            self._make_room(self.capacity_bytes, f"{digest}.safetensors")
 
-    def _make_room(self, capacity_bytes: int) -> None:
-        """Remove those written longest ago until the rest fits."""
+    def _make_room(self, capacity_bytes: int, spare: str) -> None:
+        """Remove payloads until the rest fits, those worth least first, and not ``spare``.
+
+        Worth are the seconds of encoding that a payload saves per byte, the less the longer ago it
+        was written: when it was read, places of this kind do not say.
+        """
         found: dict[str, dict[str, Any]] = self._system.find(self._base, detail=True)
-        held = sorted(found.values(), key=_age)
-        size = sum(int(entry["size"]) for entry in held)
-        for entry in held:
+        size = sum(int(entry["size"]) for entry in found.values())
+        if size <= capacity_bytes:
+            return
+        now = time.time()
+
+        def worth(name: str) -> float:
+            age = max(0.0, now - _written(found[name]))
+            return self._seconds_of(name) / max(int(found[name]["size"]), 1) / (1.0 + age)
+
+        for name in sorted(found, key=lambda name: (worth(name), _written(found[name]))):
             if size <= capacity_bytes:
                 return
-            self._system.rm_file(entry["name"])
-            size -= int(entry["size"])
+            if not name.endswith(spare):
+                self._system.rm_file(name)
+                self._seconds.pop(name, None)
+                size -= int(found[name]["size"])
+
+    def _seconds_of(self, name: str) -> float:
+        """What encoding a payload took, by its header; 0 for what is none, which goes first."""
+        if name not in self._seconds:
+            try:
+                length = int.from_bytes(self._system.cat_file(name, start=0, end=8), "little")
+                content = self._system.cat_file(
+                    name, start=8, end=8 + min(length, MOST_HEADER_BYTES)
+                )
+                header = json.loads(json.loads(content)["__metadata__"]["xattn"])
+                self._seconds[name] = float(header["encode_seconds"])
+            except (ValueError, KeyError, TypeError, OverflowError):
+                self._seconds[name] = 0.0
+        return self._seconds[name]
 
     def _path(self, digest: str) -> str:
         return f"{self._base}/{digest[:2]}/{digest}.safetensors"
@@ -200,7 +232,10 @@ class Cold:
         return StoreUnavailableError(f"{self.url}: {str(error) or type(error).__name__}.")
 
 
-def _age(entry: dict[str, Any]) -> str:
-    """When an object was written, as file systems say it; equal kinds sort by time."""
-    written = entry.get("created") or entry.get("LastModified") or entry.get("updated")
-    return str(written or entry["name"])
+def _written(entry: dict[str, Any]) -> float:
+    """Unix time at which an object was written, as the file system says it; 0 if it does not."""
+    written = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
+    written = written or entry.get("updated") or 0.0
+    if isinstance(written, str):
+        written = datetime.fromisoformat(written)
+    return written.timestamp() if isinstance(written, datetime) else float(written)

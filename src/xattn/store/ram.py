@@ -1,4 +1,4 @@
-"""The nearest tier: memories of this process, the least recently used leaving first."""
+"""The nearest tier: memories of this process, evicted as those of the disk are (``index.py``)."""
 
 from collections import OrderedDict
 from copy import deepcopy
@@ -17,6 +17,8 @@ class Held:
     expires: float | None
     stamp: Stamp | None
     """Of the file that it was read from; None where it came from elsewhere."""
+    seconds: float
+    """What encoding it took."""
     version: int
     """How often its states had been written to in place: a hit after that is none."""
 
@@ -43,7 +45,8 @@ class Ram:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self._held: OrderedDict[str, Held] = OrderedDict()
-        self._size_bytes = 0
+        self._worth: dict[str, float] = {}
+        self._clock, self._size_bytes = 0.0, 0
         self._lock = ThreadLock()
 
     @property
@@ -61,21 +64,45 @@ class Ram:
             if late or not found.is_as_read:
                 self._drop(digest)
                 return None
-            self._held.move_to_end(digest)
+            self._use(digest, found)
             return found
 
-    def put(self, digest: str, memory: Memory, expires: float | None, stamp: Stamp | None) -> None:
-        """Hold a memory, at the cost of those used longest ago; one that is too large is not."""
+    def put(
+        self,
+        digest: str,
+        memory: Memory,
+        *,
+        seconds: float,
+        expires: float | None,
+        stamp: Stamp | None,
+    ) -> None:
+        """Hold a memory, at the cost of those worth least; one that is too large is not.
+
+        ``seconds`` is what encoding it took: a memory is worth the seconds that it saves per byte.
+        """
         with self._lock:
             self._drop(digest)
             if memory.size_bytes > self.capacity_bytes:
                 return
             self._held[digest] = Held(
-                memory=memory, expires=expires, stamp=stamp, version=_version(memory)
+                memory=memory,
+                expires=expires,
+                stamp=stamp,
+                seconds=seconds,
+                version=_version(memory),
             )
             self._size_bytes += memory.size_bytes
+            self._use(digest, self._held[digest])
             while self._size_bytes > self.capacity_bytes:
-                self._drop(next(iter(self._held)))
+                others = (other for other in self._held if other != digest)
+                least = min(others, key=self._worth.__getitem__)
+                self._clock = max(self._clock, self._worth[least])
+                self._drop(least)
+
+    def _use(self, digest: str, held: Held) -> None:
+        """Worth as much as when it came, from now on; of equals, the one used longest ago goes."""
+        self._held.move_to_end(digest)
+        self._worth[digest] = self._clock + held.seconds / max(held.memory.size_bytes, 1)
 
     def drop(self, digest: str) -> None:
         """Hold it no longer."""
@@ -86,9 +113,11 @@ class Ram:
         """Hold nothing."""
         with self._lock:
             self._held.clear()
+            self._worth.clear()
             self._size_bytes = 0
 
     def _drop(self, digest: str) -> None:
         found = self._held.pop(digest, None)
         if found is not None:
+            self._worth.pop(digest, None)
             self._size_bytes -= found.memory.size_bytes

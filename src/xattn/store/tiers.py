@@ -158,7 +158,7 @@ class Tiers:
         except OSError as error:
             raise files.unavailable(self.disk.root, error) from error
         self.counters.encode_seconds_saved += header.encode_seconds
-        self.ram.put(digest, memory, header.expires, stamp)
+        self._hold(digest, memory, header, stamp)
         return memory
 
     def _is_anothers(self, payload: Payload, digest: str) -> bool:
@@ -178,6 +178,10 @@ class Tiers:
         payload.verify(digest, None if self._is_anothers(payload, digest) else self._secret)
         _sized(payload, positions)
         return True
+
+    def _hold(self, digest: str, memory: Memory, header: Header, stamp: Stamp | None) -> None:
+        seconds, expires = header.encode_seconds, header.expires
+        self.ram.put(digest, memory, seconds=seconds, expires=expires, stamp=stamp)
 
     def _must_verify(self, digest: str, stamp: Stamp) -> bool:
         if self.verify_when == "first":
@@ -215,7 +219,7 @@ class Tiers:
                     stamp = self.disk.stamp(digest)
             except StoreUnavailableError as error:
                 self.do_without(error)
-        self.ram.put(digest, memory, header.expires, stamp)
+        self._hold(digest, memory, header, stamp)
         return memory
 
     def removed_elsewhere(self, digest: str) -> None:
