@@ -274,7 +274,8 @@ def locked(path: Path, patience_seconds: float) -> Iterator[None]:
 def changing(folder: Path) -> AbstractContextManager[None]:
     """Within it, nobody else replaces, removes or leases a file of ``folder``.
 
-    It is held for a rename, never while something is read, written or encoded.
+    It is held for a rename, and to look again at a file that is to be set aside; never while
+    something is written or encoded. Who only reads does without.
     """
     return locked(folder / _CHANGING, PATIENCE_SECONDS)
 

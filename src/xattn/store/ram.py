@@ -109,13 +109,6 @@ class Ram:
         with self._lock:
             self._drop(digest)
 
-    def clear(self) -> None:
-        """Hold nothing."""
-        with self._lock:
-            self._held.clear()
-            self._worth.clear()
-            self._size_bytes = 0
-
     def _drop(self, digest: str) -> None:
         found = self._held.pop(digest, None)
         if found is not None:

@@ -207,7 +207,7 @@ class Tiers:
             log.warning("entry %s of the shared tier is not used: %s", digest, error)
             return None
         if _is_late(header):
-            self.removed_elsewhere(digest)
+            self._remove_elsewhere(digest)
             return None
         self.counters.cold_hits += 1
         self.counters.encode_seconds_saved += header.encode_seconds
@@ -222,7 +222,7 @@ class Tiers:
         self._hold(digest, memory, header, stamp)
         return memory
 
-    def removed_elsewhere(self, digest: str) -> None:
+    def _remove_elsewhere(self, digest: str) -> None:
         """Remove an entry from the shared tier, if there is one that answers."""
         if self.cold is None:
             return
@@ -314,12 +314,12 @@ class Tiers:
 
         with files.answering(self.disk.quarantine_folder):
             target = self.disk.quarantine(digest, is_bad)
-        if target is None:
-            return False
+            if target is None:
+                return False
+            self._trim_quarantine()
         self.counters.quarantined += 1
         log.warning("entry %s was set aside, and is encoded again: %s (%s)", digest, error, target)
         self.indexed(lambda: self.index.remove([digest]))
-        self._trim_quarantine()
         return True
 
     def catch_up(self) -> None:
