@@ -34,9 +34,9 @@ class TreeState:
         self.memories = list(memories)
         self.tokens: list[tuple[int, ...]] = [()] * len(self.memories)
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        self.memories = [self.memories[row] for row in rows.tolist()]
-        self.tokens = [self.tokens[row] for row in rows.tolist()]
+    def reorder(self, rows: Sequence[int]) -> None:
+        self.memories = [self.memories[row] for row in rows]
+        self.tokens = [self.tokens[row] for row in rows]
 
 
 class TreeNetwork:

@@ -75,9 +75,9 @@ def test_cross_attention_holds_the_same_bytes_for_one_beam_and_for_eight(whisper
         one = state.cross_bytes
         assert one == whisper.spec.decoder.cross_bytes(len(memory), form=form)
         pointers = storages(state)
-        state.reorder(torch.zeros(8, dtype=torch.long))
+        state.reorder([0] * 8)
         whisper.network.step(torch.full((8, 1), 50257), state)
-        state.reorder(torch.tensor([3, 1, 1, 7, 0, 2, 5, 5]))
+        state.reorder([3, 1, 1, 7, 0, 2, 5, 5])
         assert state.cross_bytes == one
         assert storages(state) == pointers, "the very tensors, not copies"
 

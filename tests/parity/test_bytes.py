@@ -25,7 +25,7 @@ def test_transformers_copies_a_memory_for_every_beam(pairs, name):
     per_layer = decoder.cross_bytes(len(memory))
     assert max(held) == beams * per_layer
     state = pair.ours.start([[memory]])
-    state.reorder(torch.zeros(beams, dtype=torch.long))
+    state.reorder([0] * beams)
     assert state.cross_bytes == per_layer
     assert decoder.cross_bytes(len(memory), form="absorbed") == memory.size_bytes
 

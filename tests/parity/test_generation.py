@@ -187,7 +187,7 @@ def test_beams_and_samples_copy_no_memory(pairs, name):
         assert pair.ours.counters.encoder_passes == passes
         assert pair.ours.counters.projections == projections + 1
     pair.ours.step(torch.tensor([[3]]), state)
-    state.reorder(torch.zeros(8, dtype=torch.long))
+    state.reorder([0] * 8)
     assert (state.rows, state.cross_bytes) == (8, before)
 
 

@@ -102,7 +102,7 @@ def test_scoring_goes_on_after_steps(tmp_path):
     tokens = random_tokens(2, 8)
     state = network.start([[]] * 2)
     network.step(tokens[:, :5], state)
-    state.reorder(torch.tensor([1, 0]))
+    state.reorder([1, 0])
     got = network.score(tokens[[1, 0], 5:], state)
     want = network.score(tokens[[1, 0]], network.start([[]] * 2))[:, 5:]
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)

@@ -111,7 +111,7 @@ def test_select_reorders_repeats_and_drops_rows(pairs, name):
     before = state.cross_bytes
     for order in ([2, 0, 0, 1], [3, 3, 0], [1, 2]):
         tokens = tokens[order]
-        state.reorder(torch.tensor(order))
+        state.reorder(order)
     assert state.cross_bytes == before or len(state.projections) < 3
     got = network.step(tokens[:, 4:5], state)
     sources = [attended[i] for i in [[2, 0, 0, 1][j] for j in [[3, 3, 0][k] for k in [1, 2]]]]

@@ -25,12 +25,12 @@ class Allocations(TorchDispatchMode):
 def largest_allocation(pair: Pair, rows: int, form: str, length: int) -> int:
     values, _ = pair.inputs(1, length)
     state = pair.ours.start([[m] for m in pair.memories(values)], form=form)
-    state.reorder(torch.zeros(rows, dtype=torch.long))
+    state.reorder([0] * rows)
     tokens = torch.full((rows, 1), 5)
     for _ in range(2):
         pair.ours.step(tokens, state)
     with Allocations() as seen:
-        state.reorder(torch.arange(rows).flip(0))
+        state.reorder(range(rows)[::-1])
         pair.ours.step(tokens, state)
     return seen.largest
 

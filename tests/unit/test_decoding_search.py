@@ -9,6 +9,8 @@ import torch
 from tree import TreeNetwork, logits_of, memory
 
 from xattn.decoding import Hypothesis, Request, Settings, decode, stream
+from xattn.decoding.batch import plan
+from xattn.decoding.search import course_of
 from xattn.errors import PromptError, UsageError, XattnError
 
 V, EOS = 5, 0
@@ -327,3 +329,29 @@ def test_hypotheses_are_plain_values():
     assert isinstance(found, Hypothesis)
     assert all(type(token) is int for token in found.tokens)
     assert all(type(logprob) is float for logprob in found.logprobs)
+
+
+@pytest.mark.parametrize("settings", ALL_KINDS)
+def test_a_course_decides_for_whoever_runs_the_decoder(settings):
+    """Two courses on the rows of one network, which is run on both at once."""
+    network, pair = TreeNetwork(V), [request(1), request(4, label="o")]
+    courses = [
+        course_of(network, plan(network.spec, [one], settings), settings, None) for one in pair
+    ]
+    state = network.start([one.memories for one in pair])
+    counts = torch.tensor([len(one.prompt) for one in pair])
+    logits_RV = network.step(torch.tensor([[1], [4]]), state, counts)
+    held = [1, 1]
+    while any(held):
+        rows, tokens, first = [], [], 0
+        for n, course in enumerate(courses):
+            if held[n]:
+                move = course.advance(logits_RV[first : first + held[n]])
+                rows += [] if move is None else [first + row for row in move.rows]
+                tokens += [] if move is None else move.tokens_R.tolist()
+                first, held[n] = first + held[n], 0 if move is None else len(move.rows)
+        if rows:
+            state.reorder(rows)
+            logits_RV = network.step(torch.tensor(tokens)[:, None], state)
+    alone = [decode(TreeNetwork(V), [one], settings)[0] for one in pair]
+    assert [course.hypotheses()[0] for course in courses] == alone

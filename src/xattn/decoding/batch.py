@@ -20,7 +20,7 @@ from xattn.spec import Form, ModelSpec
 class State(Protocol):
     """What decoding remembers of its rows."""
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``; memories are shared, not copied."""
 
 
@@ -105,7 +105,7 @@ def new_token_limit(prompt_tokens: int, settings: Settings, positions: int | Non
     return min(wanted, room)
 
 
-def prefill(network: Steps[S], batch: Plan, settings: Settings, form: Form) -> tuple[S, Tensor]:
+def prefill(network: Steps[S], batch: Plan, form: Form) -> tuple[S, Tensor]:
     """Run all prompts, padded on the right: the state, and the logits ``[R, V]`` after them."""
     prompts = [request.prompt for request in batch.requests]
     lengths = [len(prompt) for prompt in prompts]

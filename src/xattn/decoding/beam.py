@@ -7,35 +7,20 @@ row, V vocabulary, T new tokens, X numbers noted for each token.
 """
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from xattn.decoding.batch import Plan, S, Steps, prefill
+from xattn.decoding.batch import Plan
 from xattn.decoding.constraints import Constraints, Processor, Rows, check_choice
+from xattn.decoding.course import Move
 from xattn.decoding.history import History
 from xattn.decoding.pools import HOPELESS, Candidate, PatientPool, Pool, RankedPool
 from xattn.decoding.request import Finish, Hypothesis
 from xattn.decoding.settings import Settings
 from xattn.decoding.stopping import StopStrings
 from xattn.decoding.warpers import generator_of, scattered
-from xattn.spec import Form
-
-
-def beam_search(
-    network: Steps[S],
-    batch: Plan,
-    settings: Settings,
-    stops: StopStrings | None,
-    processors: Sequence[Processor],
-    form: Form,
-) -> list[list[Hypothesis]]:
-    """The best hypotheses of every request, best first."""
-    beams = Beams(network, batch, settings, stops, processors, form)
-    while beams.active:
-        beams.advance()
-    return [pool.best() for pool in beams.pools]
 
 
 class Extensions(NamedTuple):
@@ -47,28 +32,24 @@ class Extensions(NamedTuple):
     logprobs_NC: Tensor
 
 
-class Beams(Generic[S]):
+class Beams:
     """The running beams of a batch; a request leaves it when its pool says that it is over."""
 
     def __init__(
         self,
-        network: Steps[S],
         batch: Plan,
         settings: Settings,
         stops: StopStrings | None,
         processors: Sequence[Processor],
-        form: Form,
+        vocab_size: int,
+        device: torch.device,
     ) -> None:
-        self._network, self._settings, self._stops, self._batch = network, settings, stops, batch
-        N, W, device = len(batch.requests), settings.num_beams, network.device
-        self._state, logits_NV = prefill(network, batch, settings, form)
+        self._settings, self._stops, self._batch = settings, stops, batch
+        N, W = len(batch.requests), settings.num_beams
         owners = [n for n in range(N) for _ in range(W)]
-        repeats_R = torch.tensor(owners, device=device)
-        self._state.reorder(repeats_R)
-        self._prompt_logits: Tensor | None = logits_NV.index_select(0, repeats_R)
+        self._owners = owners
         # The beams of a request begin as copies: only the first may have children.
         self._scores_R = torch.tensor([0.0] + [HOPELESS] * (W - 1), device=device).repeat(N)
-        vocab_size = logits_NV.shape[1]
         self._constraints = Constraints(settings, batch.eos, vocab_size, device, processors)
         prompts = [batch.requests[n].prompt for n in owners]
         self._history = History(prompts, vocab_size, device)
@@ -91,12 +72,11 @@ class Beams(Generic[S]):
             return PatientPool(self._settings, self._complete)
         return RankedPool(self._settings, limit, self._complete)
 
-    def advance(self) -> None:
+    def advance(self, logits_RV: Tensor) -> Move | None:
         """Give every running beam one more token."""
-        logits_RV, self._prompt_logits = self._prompt_logits, None
-        if logits_RV is None:
-            last_R1 = self._history.tokens_RT[:, -1:]
-            logits_RV = self._network.step(last_R1, self._state)
+        first = self._rows.step == 0
+        if first:
+            logits_RV = logits_RV[self._owners]
         constrained_RV = self._constrained(logits_RV)
         logprobs_RV = constrained_RV
         if self._settings.patience is not None or self._settings.renormalize_logits:
@@ -106,7 +86,19 @@ class Beams(Generic[S]):
         for of_request in candidates:
             check_choice(of_request[0].score, constrained_RV, self._rows.step)
         self._top_RX = self._top(logprobs_RV)
-        self._go_on(candidates)
+        chosen = self._chosen(candidates)
+        if not chosen:
+            return None
+        move = self._go_on(chosen)
+        return move._replace(rows=[self._owners[row] for row in move.rows]) if first else move
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The best of every request, best first."""
+        return [pool.best() for pool in self.pools]
+
+    def partial(self) -> tuple[int, ...]:
+        """New tokens of the best running beam of the first request that is not over."""
+        return tuple(self._history.new_RT[0].tolist())
 
     def _constrained(self, logits_RV: Tensor) -> Tensor:
         """transformers constrains log-probabilities, CTranslate2 what they are made of."""
@@ -201,8 +193,8 @@ class Beams(Generic[S]):
             top_logprobs=tuple(tops) if self._settings.top_logprobs else (),
         )
 
-    def _go_on(self, candidates: list[list[Candidate]]) -> None:
-        """Let the pools choose, and put the chosen candidates in the place of their beams."""
+    def _chosen(self, candidates: list[list[Candidate]]) -> list[Candidate]:
+        """What the pools let go on, of the requests that are not over."""
         still, chosen = [], []
         for request, of_request in zip(self.active, candidates, strict=True):
             running = self.pools[request].consider(of_request, self._rows.step)
@@ -210,13 +202,15 @@ class Beams(Generic[S]):
                 still.append(request)
                 chosen += running
         self.active = still
-        if not still:
-            return
-        device = self._scores_R.device
-        rows_R = torch.tensor([c.row for c in chosen], device=device)
-        self._state.reorder(rows_R)
-        self._history.select(rows_R)
-        self._history.append(torch.tensor([c.token for c in chosen], device=device))
+        return chosen
+
+    def _go_on(self, chosen: list[Candidate]) -> Move:
+        """Put the chosen candidates in the place of their beams."""
+        device, kept = self._scores_R.device, [c.row for c in chosen]
+        rows_R = torch.tensor(kept, device=device)
+        tokens_R = torch.tensor([c.token for c in chosen], device=device)
+        self._history.select(kept)
+        self._history.append(tokens_R)
         self._scores_R = torch.tensor([c.running_score for c in chosen], device=device)
         logprobs_R1 = torch.tensor(
             [[c.logprob] for c in chosen], dtype=torch.float64, device=device
@@ -226,5 +220,6 @@ class Beams(Generic[S]):
         self._notes_RTX = torch.cat((notes_RTX, notes_RX[:, None]), dim=1)
         rows = self._rows
         rows.step += 1
-        rows.prompt_lengths = [rows.prompt_lengths[c.row] for c in chosen]
-        rows.limits = [rows.limits[c.row] for c in chosen]
+        rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
+        rows.limits = [rows.limits[row] for row in kept]
+        return Move(kept, tokens_R)

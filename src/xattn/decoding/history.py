@@ -25,9 +25,10 @@ class History:
         """New tokens only."""
         return self.tokens_RT[:, self.prompt_columns :]
 
-    def select(self, rows_R: Tensor) -> None:
-        """Row j becomes a continuation of old row ``rows_R[j]``."""
-        self.tokens_RT = self.tokens_RT.index_select(0, rows_R)
+    def select(self, rows: list[int]) -> None:
+        """Row j becomes a continuation of old row ``rows[j]``."""
+        if rows != list(range(self.tokens_RT.shape[0])):
+            self.tokens_RT = self.tokens_RT[rows]
 
     def append(self, tokens_R: Tensor) -> None:
         """One new token for each row."""

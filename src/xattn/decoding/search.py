@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling: every sequence is one row, and rows that end leave the batch.
+"""Decoding a batch of requests that begin together: a course decides, and the network is run.
 
 Axes: R rows, V vocabulary, T tokens.
 """
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from xattn.decoding.batch import Plan, S, Steps, plan, prefill
-from xattn.decoding.beam import beam_search
-from xattn.decoding.constraints import Constraints, Processor, Rows, check_choice
-from xattn.decoding.history import History
-from xattn.decoding.request import Finish, Hypothesis, Request, TokenLogprob, normalized
+from xattn.decoding.beam import Beams
+from xattn.decoding.constraints import Processor
+from xattn.decoding.course import Course, Move
+from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.settings import Settings
-from xattn.decoding.stopping import Detokenizer, StopStrings, stop_strings_of
-from xattn.decoding.warpers import Uniforms, draw, generator_of
+from xattn.decoding.stopping import Detokenizer, stop_strings_of
+from xattn.decoding.walk import Walk
 from xattn.errors import require
 from xattn.spec import Form
 
@@ -40,16 +40,12 @@ def decode(
     network's logits are not finite.
     """
     batch = plan(network.spec, requests, settings)
-    stops = stop_strings_of(settings, tokenizer)
+    course = course_of(network, batch, settings, tokenizer, processors)
+    run = Run(network, batch, course, form)
     with torch.inference_mode():
-        if settings.num_beams > 1:
-            return beam_search(network, batch, settings, stops, processors, form)
-        walk = Walk(network, batch, settings, stops, processors, form)
-        while walk.active:
-            walk.advance()
-    each = walk.sequences_per_request
-    found = [draft.hypothesis(settings) for draft in walk.drafts]
-    return [found[i : i + each] for i in range(0, len(found), each)]
+        while run.advance():
+            pass
+        return course.hypotheses()
 
 
 def stream(
@@ -71,152 +67,49 @@ def stream(
     wanted = settings.num_return_sequences
     require(wanted == 1, "num_return_sequences", "1 to stream", wanted)
     batch = plan(network.spec, [request], settings)
-    stops = stop_strings_of(settings, tokenizer)
+    course = course_of(network, batch, settings, tokenizer, processors)
+    run = Run(network, batch, course, form)
 
     def tokens() -> Iterator[int]:
-        with torch.inference_mode():
-            walk = Walk(network, batch, settings, stops, processors, form)
-        while walk.active:
+        going = True
+        while going:
             with torch.inference_mode():
-                walk.advance()
-            yield walk.drafts[0].tokens[-1]
+                going = run.advance()
+            yield course.partial()[-1]
 
     return tokens()
 
 
-class Draft:
-    """One sequence as it grows."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.top: list[tuple[TokenLogprob, ...]] = []
-        self.finish: Finish | None = None
-        self.text: str | None = None
-
-    def add(
-        self, token: int, logprob: float, eos: Sequence[int], stops: StopStrings | None
-    ) -> None:
-        """Append one token and see whether the sequence ends with it."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if token in eos:
-            self.finish = "eos"
-        elif stops is not None and (text := stops.find(self.tokens)) is not None:
-            self.finish, self.text = "stop", text
-        elif len(self.tokens) == self.limit:
-            self.finish = "length"
-
-    def hypothesis(self, settings: Settings) -> Hypothesis:
-        """The finished sequence."""
-        assert self.finish is not None
-        length = settings.scored_length(len(self.tokens), ended=self.finish == "eos")
-        return Hypothesis(
-            tokens=tuple(self.tokens),
-            score=normalized(sum(self.logprobs), length, settings.length_penalty),
-            logprobs=tuple(self.logprobs),
-            finish=self.finish,
-            text=self.text,
-            top_logprobs=tuple(self.top),
-        )
+def course_of(
+    network: Steps[S],
+    batch: Plan,
+    settings: Settings,
+    tokenizer: Detokenizer | None,
+    processors: Sequence[Processor] = (),
+) -> Course:
+    """The decisions that ``settings`` ask for, on requests that begin together."""
+    stops = stop_strings_of(settings, tokenizer)
+    kind = Beams if settings.num_beams > 1 else Walk
+    vocab_size = network.spec.decoder.vocab_size
+    return kind(batch, settings, stops, processors, vocab_size, network.device)
 
 
-class Walk(Generic[S]):
-    """Greedy decoding or sampling of a batch, one token for every row at a time."""
+class Run(Generic[S]):
+    """A network that is run as one course says, one token for every row at a time."""
 
-    def __init__(
-        self,
-        network: Steps[S],
-        batch: Plan,
-        settings: Settings,
-        stops: StopStrings | None,
-        processors: Sequence[Processor],
-        form: Form,
-    ) -> None:
-        self._network, self._settings, self._stops, self._eos = network, settings, stops, batch.eos
-        self._state, self._logits_RV = prefill(network, batch, settings, form)
-        self.sequences_per_request = settings.num_return_sequences
-        owners = [i for i in range(len(batch.requests)) for _ in range(self.sequences_per_request)]
-        if self.sequences_per_request > 1:
-            repeats_R = torch.tensor(owners, device=network.device)
-            self._state.reorder(repeats_R)
-            self._logits_RV = self._logits_RV.index_select(0, repeats_R)
-        self.drafts = [Draft(batch.limits[i]) for i in owners]
-        self.active = list(range(len(owners)))
-        vocab_size, device = self._logits_RV.shape[1], network.device
-        self._constraints = Constraints(settings, batch.eos, vocab_size, device, processors)
-        prompts = [batch.requests[i].prompt for i in owners]
-        reads = self._constraints.reads_history
-        self._rows = Rows(
-            step=0,
-            prompt_lengths=[len(prompt) for prompt in prompts],
-            limits=[batch.limits[i] for i in owners],
-            history=History(prompts, vocab_size, device) if reads else None,
-            new_tokens=lambda: [self.drafts[i].tokens for i in self.active],
-        )
-        self._uniforms = None
-        if settings.do_sample:
-            generators = _generators(batch, settings)
-            self._uniforms = Uniforms(generators, device)
-        self._tokens_R: Tensor | None = None
+    def __init__(self, network: Steps[S], batch: Plan, course: Course, form: Form) -> None:
+        self._network, self._batch, self._course, self._form = network, batch, course, form
+        self._state: S | None = None
+        self._move: Move | None = None
 
-    def advance(self) -> None:
-        """Choose one token for every active row, and drop the rows that end with it."""
-        if self._tokens_R is not None:
-            self._logits_RV = self._network.step(self._tokens_R[:, None], self._state)
-        logits_RV = self._constraints(self._logits_RV, self._rows)
-        tokens_R, logprobs_R = self._choose(logits_RV)
-        # One transfer for both: ids are exact in float64.
-        tokens, logprobs = torch.stack((tokens_R.double(), logprobs_R.double())).tolist()
-        tops = self._tops(logits_RV)
-        for row, sequence in enumerate(self.active):
-            check_choice(logprobs[row], logits_RV, self._rows.step)
-            draft = self.drafts[sequence]
-            draft.add(int(tokens[row]), logprobs[row], self._eos, self._stops)
-            draft.top.extend(tops[row : row + 1])
-        self._keep_unfinished(tokens_R)
+    def advance(self) -> bool:
+        """Choose the next tokens; whether any row goes on after them."""
+        self._move = self._course.advance(self._logits())
+        return self._move is not None
 
-    def _choose(self, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probabilities, ``[R]`` each."""
-        total_R = logits_RV.logsumexp(-1)
-        if self._uniforms is None:
-            best_R, tokens_R = logits_RV.max(-1)
-            return tokens_R, best_R - total_R
-        tokens_R = draw(logits_RV, self._settings, self._uniforms.next())
-        return tokens_R, logits_RV.gather(1, tokens_R[:, None]).squeeze(1) - total_R
-
-    def _tops(self, logits_RV: Tensor) -> list[tuple[TokenLogprob, ...]]:
-        """The likeliest candidates of each row; nothing where they are not asked for."""
-        if self._settings.top_logprobs == 0:
-            return []
-        best = logits_RV.log_softmax(-1).topk(min(self._settings.top_logprobs, logits_RV.shape[1]))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
-
-    def _keep_unfinished(self, tokens_R: Tensor) -> None:
-        kept = [row for row, i in enumerate(self.active) if self.drafts[i].finish is None]
-        rows = self._rows
-        rows.step += 1
-        if len(kept) < len(self.active):
-            self.active = [self.active[row] for row in kept]
-            if not kept:
-                return
-            kept_R = torch.tensor(kept, device=tokens_R.device)
-            tokens_R = tokens_R[kept_R]
-            self._state.reorder(kept_R)
-            rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
-            rows.limits = [rows.limits[row] for row in kept]
-            if rows.history is not None:
-                rows.history.select(kept_R)
-            if self._uniforms is not None:
-                self._uniforms.select(kept)
-        if rows.history is not None:
-            rows.history.append(tokens_R)
-        self._tokens_R = tokens_R
-
-
-def _generators(batch: Plan, settings: Settings) -> list[torch.Generator]:
-    seeds = [settings.seed if r.seed is None else r.seed for r in batch.requests]
-    each = range(settings.num_return_sequences)
-    return [generator_of(seed, sequence) for seed in seeds for sequence in each]
+    def _logits(self) -> Tensor:
+        if self._state is None or self._move is None:
+            self._state, logits_RV = prefill(self._network, self._batch, self._form)
+            return logits_RV
+        self._state.reorder(self._move.rows)
+        return self._network.step(self._move.tokens_R[:, None], self._state)

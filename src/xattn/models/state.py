@@ -179,12 +179,13 @@ class DecodeState:
         kv = self._kv_L2RGCK
         return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device, self.offsets)
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
-        order = rows.tolist()
+        order = list(rows)
         if order == list(range(self.rows)):
             return
-        self._kv_L2RGCK = self._kv_L2RGCK.index_select(2, rows.to(self._kv_L2RGCK.device))
+        rows_R = torch.tensor(order, device=self._kv_L2RGCK.device)
+        self._kv_L2RGCK = self._kv_L2RGCK.index_select(2, rows_R)
         self.lengths = [self.lengths[row] for row in order]
         self.offsets = [self.offsets[row] for row in order]
         self.slots = [

@@ -1,0 +1,161 @@
+"""Greedy decoding and sampling: every sequence is one row, and rows that end leave the batch.
+
+Axes: R rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xattn.decoding.batch import Plan
+from xattn.decoding.constraints import Constraints, Processor, Rows, check_choice
+from xattn.decoding.course import Move
+from xattn.decoding.history import History
+from xattn.decoding.request import Finish, Hypothesis, TokenLogprob, normalized
+from xattn.decoding.settings import Settings
+from xattn.decoding.stopping import StopStrings
+from xattn.decoding.warpers import Uniforms, draw, generator_of
+
+
+class Draft:
+    """One sequence as it grows."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.top: list[tuple[TokenLogprob, ...]] = []
+        self.finish: Finish | None = None
+        self.text: str | None = None
+
+    def add(
+        self, token: int, logprob: float, eos: Sequence[int], stops: StopStrings | None
+    ) -> None:
+        """Append one token and see whether the sequence ends with it."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if token in eos:
+            self.finish = "eos"
+        elif stops is not None and (text := stops.find(self.tokens)) is not None:
+            self.finish, self.text = "stop", text
+        elif len(self.tokens) == self.limit:
+            self.finish = "length"
+
+    def hypothesis(self, settings: Settings) -> Hypothesis:
+        """The finished sequence."""
+        assert self.finish is not None
+        length = settings.scored_length(len(self.tokens), ended=self.finish == "eos")
+        return Hypothesis(
+            tokens=tuple(self.tokens),
+            score=normalized(sum(self.logprobs), length, settings.length_penalty),
+            logprobs=tuple(self.logprobs),
+            finish=self.finish,
+            text=self.text,
+            top_logprobs=tuple(self.top),
+        )
+
+
+class Walk:
+    """Greedy decoding or sampling of a batch, one token for every row at a time."""
+
+    def __init__(
+        self,
+        batch: Plan,
+        settings: Settings,
+        stops: StopStrings | None,
+        processors: Sequence[Processor],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self._settings, self._stops, self._eos = settings, stops, batch.eos
+        each = settings.num_return_sequences
+        self._owners = [i for i in range(len(batch.requests)) for _ in range(each)]
+        self.drafts = [Draft(batch.limits[i]) for i in self._owners]
+        self.active = list(range(len(self._owners)))
+        self._constraints = Constraints(settings, batch.eos, vocab_size, device, processors)
+        prompts = [batch.requests[i].prompt for i in self._owners]
+        reads = self._constraints.reads_history
+        self._rows = Rows(
+            step=0,
+            prompt_lengths=[len(prompt) for prompt in prompts],
+            limits=[batch.limits[i] for i in self._owners],
+            history=History(prompts, vocab_size, device) if reads else None,
+            new_tokens=lambda: [self.drafts[i].tokens for i in self.active],
+        )
+        self._uniforms = None
+        if settings.do_sample:
+            generators = _generators(batch, settings)
+            self._uniforms = Uniforms(generators, device)
+
+    def advance(self, logits_RV: Tensor) -> Move | None:
+        """Choose one token for every active row, and drop the rows that end with it."""
+        first = self._rows.step == 0
+        if first and self._settings.num_return_sequences > 1:
+            logits_RV = logits_RV[self._owners]
+        logits_RV = self._constraints(logits_RV, self._rows)
+        tokens_R, logprobs_R = self._choose(logits_RV)
+        # One transfer for both: ids are exact in float64.
+        tokens, logprobs = torch.stack((tokens_R.double(), logprobs_R.double())).tolist()
+        tops = self._tops(logits_RV)
+        for row, sequence in enumerate(self.active):
+            check_choice(logprobs[row], logits_RV, self._rows.step)
+            draft = self.drafts[sequence]
+            draft.add(int(tokens[row]), logprobs[row], self._eos, self._stops)
+            draft.top.extend(tops[row : row + 1])
+        kept = self._keep_unfinished(tokens_R)
+        if kept is None or not first:
+            return kept
+        return kept._replace(rows=[self._owners[row] for row in kept.rows])
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The sequences of each request, in the order of their seeds."""
+        each = self._settings.num_return_sequences
+        found = [draft.hypothesis(self._settings) for draft in self.drafts]
+        return [found[i : i + each] for i in range(0, len(found), each)]
+
+    def partial(self) -> tuple[int, ...]:
+        """New tokens of the first sequence so far."""
+        return tuple(self.drafts[0].tokens)
+
+    def _choose(self, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probabilities, ``[R]`` each."""
+        total_R = logits_RV.logsumexp(-1)
+        if self._uniforms is None:
+            best_R, tokens_R = logits_RV.max(-1)
+            return tokens_R, best_R - total_R
+        tokens_R = draw(logits_RV, self._settings, self._uniforms.next())
+        return tokens_R, logits_RV.gather(1, tokens_R[:, None]).squeeze(1) - total_R
+
+    def _tops(self, logits_RV: Tensor) -> list[tuple[TokenLogprob, ...]]:
+        """The likeliest candidates of each row; nothing where they are not asked for."""
+        if self._settings.top_logprobs == 0:
+            return []
+        best = logits_RV.log_softmax(-1).topk(min(self._settings.top_logprobs, logits_RV.shape[1]))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
+
+    def _keep_unfinished(self, tokens_R: Tensor) -> Move | None:
+        kept = [row for row, i in enumerate(self.active) if self.drafts[i].finish is None]
+        rows = self._rows
+        rows.step += 1
+        if len(kept) < len(self.active):
+            self.active = [self.active[row] for row in kept]
+            if not kept:
+                return None
+            tokens_R = tokens_R[kept]
+            rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
+            rows.limits = [rows.limits[row] for row in kept]
+            if rows.history is not None:
+                rows.history.select(kept)
+            if self._uniforms is not None:
+                self._uniforms.select(kept)
+        if rows.history is not None:
+            rows.history.append(tokens_R)
+        return Move(kept, tokens_R)
+
+
+def _generators(batch: Plan, settings: Settings) -> list[torch.Generator]:
+    seeds = [settings.seed if r.seed is None else r.seed for r in batch.requests]
+    each = range(settings.num_return_sequences)
+    return [generator_of(seed, sequence) for seed in seeds for sequence in each]
