@@ -46,6 +46,7 @@ def load(
     name: str | os.PathLike[str],
     *,
     dtype: str | torch.dtype = "float32",
+    quantize: str | None = None,
     device: str | torch.device = "cpu",
     offline: bool = False,
     hash: Hash = "blake3",
@@ -54,8 +55,9 @@ def load(
 
     ``name`` is an alias (see ``xattn models``), a directory or file (Hugging Face, CTranslate2,
     GGUF), ``pkg:PACKAGE/PATH`` for weights inside an installed Python package, or a hub id.
-    ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. With ``offline``
-    the network is never touched. ``hash`` takes the digests that memories are named by: ``blake3``,
+    ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. ``quantize="int8"``
+    keeps those of products as 8-bit integers instead, a quarter of the bytes and about twice as
+    fast on a CPU. With ``offline`` the network is never touched. ``hash`` takes the digests that memories are named by: ``blake3``,
     or ``sha256`` where a standard asks for it.
 
     Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint, and
@@ -66,7 +68,8 @@ def load(
     require_device(device)
     checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
     _check_generation(checkpoint)
-    return Model(build(checkpoint, dtype=dtype, device=device, hash=hash), checkpoint)
+    network = build(checkpoint, dtype=dtype, quantize=quantize, device=device, hash=hash)
+    return Model(network, checkpoint)
 
 
 def _check_generation(checkpoint: Checkpoint) -> None:

@@ -11,11 +11,13 @@ from xattn.errors import (
     require,
 )
 from xattn.memory import HASHES, Hash
+from xattn.models.narrow import NarrowEmbedding, NarrowMatrix, narrow_layers
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+QUANTISED = ("int8",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,10 +25,13 @@ def build(
     checkpoint: Checkpoint,
     *,
     dtype: str | torch.dtype = "float32",
+    quantize: str | None = None,
     hash: Hash = "blake3",
     device: str = "cpu",
 ) -> Network:
     """A network with the checkpoint's weights, in evaluation mode.
+
+    ``quantize="int8"`` keeps the matrices of its layers and its vocabulary as 8-bit integers.
 
     Raises :class:`TensorError` where a tensor is missing or misshaped, with the checkpoint's own
     name for it, the shape expected and the shape found.
@@ -34,6 +39,9 @@ def build(
     dtype = str(dtype).removeprefix("torch.")
     require(hash in HASHES, "hash", f"one of {', '.join(HASHES)}", hash)
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
+    require(quantize in (None, *QUANTISED), "quantize", f"None or {QUANTISED[0]!r}", quantize)
+    if quantize is not None:
+        require(dtype == "float32", "dtype", f"float32 with quantize={quantize!r}", dtype)
     with torch.device("meta"):
         network = Network(checkpoint.spec, hash=hash)
     expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
@@ -53,7 +61,28 @@ def build(
     for module in network.modules():
         if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
             module.clear(DTYPES[dtype], torch.device(device))
+    if quantize is not None:
+        loaded.clear()
+        _make_narrow(network)
     return network.eval()
+
+
+def _make_narrow(network: Network) -> None:
+    """The matrices of all layers, and the vocabulary's, as int8."""
+    decoder, encoder = network.decoder, network.encoder
+    tables: dict[int, NarrowEmbedding] = {}
+    for stack in (decoder, encoder):
+        if stack is None:
+            continue
+        narrow_layers(stack)
+        if isinstance(getattr(stack, "embed", None), nn.Embedding):
+            weight = stack.embed.weight
+            if id(weight) not in tables:
+                tables[id(weight)] = NarrowEmbedding(NarrowMatrix(weight.detach()))
+            stack.embed = tables[id(weight)]
+    if decoder.head.weight is not None:
+        decoder.head.matrix = NarrowMatrix(decoder.head.weight.detach())
+        decoder.head.weight = None
 
 
 def require_device(device: str) -> None:

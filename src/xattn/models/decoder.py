@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment, attend, combine
 from xattn.errors import UnsupportedModelError
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
+from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
 from xattn.models.state import DecodeState
 from xattn.spec import DecoderSpec, Form
@@ -74,7 +75,7 @@ class DecoderLayer(nn.Module):
         if angles is not None:
             q_RTHK = rotate(q_RTHK, angles)
             k_RGTK = rotate(k_RGTK.transpose(1, 2), angles).transpose(1, 2)
-        k_RGCK, v_RGCK = state.write(self.index, k_RGTK, attention.values(h_RTD))
+        k_RGCK, v_RGCK = state.cache.write(self.index, k_RGTK, attention.values(h_RTD))
         cache = Materialized(k_NGSK=k_RGCK, v_NGSK=v_RGCK)
         own = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
         if self.goes_on:
@@ -128,6 +129,11 @@ class Decoder(nn.Module):
             assert isinstance(layer, DecoderLayer)
             yield layer
 
+    @property
+    def any_weight(self) -> Tensor:
+        """A weight that is neither narrow nor kept wide: of the model's device and number type."""
+        return self.layers[0].self_norm.weight
+
     def project(
         self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form
     ) -> tuple[Segment | None, ...]:
@@ -149,7 +155,8 @@ class Decoder(nn.Module):
         means all. The state is advanced.
         """
         R, T = tokens_RT.shape
-        state.reserve(T)
+        state.cache.settle()
+        state.cache.reserve(T)
         places_RT = _counted(state.lengths, T, tokens_RT.device)
         positions_RT = places_RT
         if any(state.offsets):
@@ -166,21 +173,21 @@ class Decoder(nn.Module):
         angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
         for layer in self.stack:
             x_RTD = layer(x_RTD, state, bias, angles, probe)
-        state.advance([T] * R if counts is None else counts)
+        state.cache.advance([T] * R if counts is None else counts)
         return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], float32."""
-        return self.head(hidden, self.embed.weight)
+        return self.head(hidden, self.embed)
 
     def _self_bias(self, places_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
         """Causal mask and relative bias as one, ``[R|1, H|1, T, C]``; None if nothing is hidden."""
         relative = self.spec.position.kind == "relative"
-        single = tokens == 1 and state.uniform
+        single = tokens == 1 and state.cache.uniform
         if single and not relative:
             return None
         keys_C = torch.arange(max(state.lengths) + tokens, device=places_RT.device)
-        dtype = self.embed.weight.dtype
+        dtype = self.any_weight.dtype
         bias = self.relative_bias(places_RT, keys_C).to(dtype) if relative else None
         if single:
             return bias
@@ -205,11 +212,16 @@ class Head(nn.Module):
         self.weight = (
             None if spec.head_tied else nn.Parameter(torch.empty(spec.vocab_size, spec.width))
         )
+        self.matrix: NarrowMatrix | None = None
+        """Stands for ``weight`` in a model whose weights are int8."""
         self.bias = nn.Parameter(torch.empty(spec.vocab_size)) if spec.head_bias else None
 
-    def forward(self, hidden: Tensor, embedding_VD: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, embedding: nn.Module) -> Tensor:
         """[..., D] -> [..., V], float32."""
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        weight = embedding_VD if self.weight is None else self.weight
+        narrow = embedding.matrix if isinstance(embedding, NarrowEmbedding) else self.matrix
+        if narrow is not None and self.weight is None:
+            return narrow.product(hidden, self.bias)
+        weight = embedding.weight if self.weight is None else self.weight
         return F.linear(hidden, weight, self.bias).float()

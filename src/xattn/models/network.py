@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, bytes_of, digest_of
+from xattn.models.compiled import CompiledDecoder, compiled
+from xattn.models.compiled import stamp_of as stamp_of_places
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder
 from xattn.models.state import DecodeState, Group, Projection, Slot
@@ -52,16 +54,17 @@ class Network(nn.Module):
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
         self.counters = Counters()
         self._encoder_digest: tuple[str, str] | None = None
+        self._compiled: CompiledDecoder | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.decoder.embed.weight.device
+        return self.decoder.any_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Number type of the weights."""
-        return self.decoder.embed.weight.dtype
+        return self.decoder.any_weight.dtype
 
     @property
     def encoder_digest(self) -> str:
@@ -113,7 +116,7 @@ class Network(nn.Module):
         state = self.start([[]])
         self.decoder.hidden(torch.tensor([list(ids)], device=self.device), state)
         self.counters.encoder_passes += 1
-        return state.cached_SF()
+        return state.cache.only_row_SF()
 
     @torch.no_grad()
     def encode_mel(self, mel_NMF: Tensor) -> Tensor:
@@ -152,6 +155,7 @@ class Network(nn.Module):
             slots.append(
                 [Group(p, rows, members, len(attended)) for p, rows, members in held.values()]
             )
+        self._refresh_compiled()
         offsets = [sum(map(kv_positions, items)) for items in attended]
         return DecodeState(
             self.spec.decoder, len(attended), slots, self.dtype, self.device, offsets
@@ -168,11 +172,19 @@ class Network(nn.Module):
         counts = None if counts_R is None else counts_R.tolist()
         if counts is not None and len(set(counts)) == 1 and counts[0] == tokens_RT.shape[1]:
             counts = None
+        compiled = self._compiled
+        if compiled is not None and counts is None and compiled.takes(tokens_RT, state):
+            return compiled.step(tokens_RT, state)
         hidden_RTD = self.decoder.hidden(tokens_RT.to(self.device), state, counts)
         if counts is None:
             return self.decoder.logits(hidden_RTD[:, -1])
         last = torch.tensor(counts, device=self.device) - 1
         return self.decoder.logits(hidden_RTD[torch.arange(len(counts), device=self.device), last])
+
+    def _refresh_compiled(self) -> None:
+        """Describe the decoder to the kernels again where a weight was replaced."""
+        if self._compiled is None or self._compiled.stamp != stamp_of_places(self.decoder):
+            self._compiled = compiled(self.decoder)
 
     def score(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
         """Teacher-forced logits ``[R, T, V]``, differentiable, float32."""

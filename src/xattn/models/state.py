@@ -17,9 +17,8 @@ from xattn.attention import Absorbed, Segment, attend, attention_weights
 from xattn.attention.merge import Part, combine
 from xattn.errors import UsageError
 from xattn.memory import Memory
+from xattn.models.cache import SelfCache
 from xattn.spec import DecoderSpec, Form
-
-FIRST_CAPACITY = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,34 +133,28 @@ class DecodeState:
         device: torch.device,
         offsets: Sequence[int] | None = None,
     ) -> None:
-        attention = spec.self_attention
         self.spec, self.slots = spec, [list(slot) for slot in slots]
-        self.lengths = [0] * rows
+        self.cache = SelfCache(spec, rows, dtype, device)
         self.offsets = [0] * rows if offsets is None else list(offsets)
         """Positions before the first token of each row: those of a memory that it goes on from."""
-        shape = (spec.layers, 2, rows, attention.kv_heads, 0, attention.head_width)
-        self._kv_L2RGCK = torch.empty(shape, dtype=dtype, device=device)
+        self.native: object | None = None
+        """What the compiled step keeps from call to call."""
+        self._reading = self._readings()
 
     @property
     def rows(self) -> int:
         """Sequences being decoded."""
         return len(self.lengths)
 
-    def cached_SF(self) -> Tensor:
-        """Keys and values of the only row, as a memory holds them: ``[S, L * 2 * G * K]``."""
-        assert self.rows == 1
-        kv_L2GSK = self._kv_L2RGCK[:, :, 0, :, : self.lengths[0]]
-        return kv_L2GSK.permute(3, 0, 1, 2, 4).flatten(1)
-
     @property
-    def uniform(self) -> bool:
-        """All rows have seen the same number of tokens."""
-        return len(set(self.lengths)) <= 1
+    def lengths(self) -> list[int]:
+        """Tokens that each row has seen."""
+        return self.cache.lengths
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the self-attention cache, spare capacity included; memories are not counted."""
-        return self._kv_L2RGCK.nbytes
+        return self.cache.nbytes
 
     @property
     def projections(self) -> list[Projection]:
@@ -176,80 +169,31 @@ class DecodeState:
 
     def fresh(self) -> "DecodeState":
         """The same rows and memories, with no token seen yet."""
-        kv = self._kv_L2RGCK
+        kv = self.cache.kv_L2PGCK
         return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device, self.offsets)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
-        order = list(rows)
-        if order == list(range(self.rows)):
+        if list(rows) == list(range(self.rows)):
             return
-        rows_R = torch.tensor(order, device=self._kv_L2RGCK.device)
-        self._kv_L2RGCK = self._kv_L2RGCK.index_select(2, rows_R)
-        self.lengths = [self.lengths[row] for row in order]
-        self.offsets = [self.offsets[row] for row in order]
+        self.cache.reorder(rows)
+        self.offsets = [self.offsets[row] for row in rows]
+        reading = [self._reading[row] for row in rows]
+        if reading == self._reading:
+            return  # beams of one request changed places
+        self._reading, self.native = reading, None
         self.slots = [
-            [moved for group in slot if (moved := group.select(order)) is not None]
+            [moved for group in slot if (moved := group.select(rows)) is not None]
             for slot in self.slots
         ]
 
-    def reserve(self, tokens: int) -> None:
-        """Room for ``tokens`` more in every row; capacity doubles, so growth costs O(1) a token."""
-        if self._kv_L2RGCK.is_inference() and not torch.is_inference_mode_enabled():
-            self._kv_L2RGCK = self._kv_L2RGCK.clone()  # what step() left may not be written here
-        used = max(self.lengths, default=0)
-        L, two, R, G, capacity, K = self._kv_L2RGCK.shape
-        if used + tokens <= capacity:
-            return
-        capacity = max(used + tokens, 2 * capacity, FIRST_CAPACITY)
-        # Zeros: a hidden position has weight 0, and 0 times what empty memory holds can be NaN.
-        grown = self._kv_L2RGCK.new_zeros((L, two, R, G, capacity, K))
-        grown[..., :used, :] = self._kv_L2RGCK[..., :used, :]
-        self._kv_L2RGCK = grown
-
-    def write(self, layer: int, k_RGTK: Tensor, v_RGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's keys and values; returns all cached ones, ``[R, G, C, K]`` each.
-
-        Rows of unequal length are written at their own end, and what lies beyond a row's length is
-        hidden by the caller's bias and overwritten later.
-        """
-        T, used = k_RGTK.shape[2], max(self.lengths, default=0)
-        cache = self._kv_L2RGCK[layer]
-        if torch.is_grad_enabled():
-            return self._write_differentiably(cache, k_RGTK, v_RGTK, used + T)
-        if self.uniform:
-            cache[0, :, :, used : used + T] = k_RGTK
-            cache[1, :, :, used : used + T] = v_RGTK
-        else:
-            at = self._places(k_RGTK)
-            cache[0].scatter_(2, at, k_RGTK)
-            cache[1].scatter_(2, at, v_RGTK)
-        return cache[0, :, :, : used + T], cache[1, :, :, : used + T]
-
-    def _write_differentiably(
-        self, cache_2RGCK: Tensor, k_RGTK: Tensor, v_RGTK: Tensor, end: int
-    ) -> tuple[Tensor, Tensor]:
-        """The same without an in-place write that autograd would have to see through."""
-        at = self._places(k_RGTK)
-        k_RGCK, v_RGCK = (
-            cached.scatter(2, at, new)
-            for cached, new in zip(cache_2RGCK.clone(), (k_RGTK, v_RGTK), strict=True)
-        )
-        with torch.no_grad():
-            cache_2RGCK[0].copy_(k_RGCK)
-            cache_2RGCK[1].copy_(v_RGCK)
-        return k_RGCK[:, :, :end], v_RGCK[:, :, :end]
-
-    def _places(self, k_RGTK: Tensor) -> Tensor:
-        """Where in the cache the new tokens of each row go, ``[R, G, T, K]``."""
-        R, G, T, K = k_RGTK.shape
-        starts = torch.tensor(self.lengths, device=k_RGTK.device)
-        at = (starts[:, None] + torch.arange(T, device=k_RGTK.device))[:, None, :, None]
-        return at.expand(R, G, T, K)
-
-    def advance(self, counts: Sequence[int]) -> None:
-        """Row r has seen ``counts[r]`` more tokens."""
-        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+    def _readings(self) -> list[list[tuple[int, int]]]:
+        """For each row, the memories that it reads: which projection's, and which of them."""
+        reading: list[list[tuple[int, int]]] = [[] for _ in range(self.rows)]
+        for group in (group for slot in self.slots for group in slot):
+            for row, member in zip(group.rows, group.members, strict=True):
+                reading[row].append((id(group.projection), member))
+        return reading
 
     def attend_memories(self, q_RTHK: Tensor, layer: int, scale: float) -> Tensor:
         """Cross-attention of all rows over all their memories: [R, T, H, K] -> [R, T, H, K].

@@ -1,0 +1,149 @@
+"""Weights as int8: a quarter of the bytes of float32, and products of 8-bit integers.
+
+Each output of a matrix has its own scale, and each row that is multiplied is quantised on the way
+in with its own (Dettmers et al. 2022, arXiv 2208.07339, without their split of outliers). A matrix
+that is *careful* keeps the rest of that quantisation as 8 more bits, so that outliers in a row cost
+its other numbers nothing: T5 needs it where its feed-forward layers come down, which also overflow
+float16 there.
+
+Axes: O outputs, I inputs, P panels of 16 outputs, Q quads of 4 inputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from xattn.models.layers import Attention, FeedForward
+from xattn.native import library, structs
+
+PANEL, QUAD = 16, 4
+LIMIT = 127
+REST = 254.0
+"""Steps of the second quantisation in one of the first."""
+
+
+class NarrowMatrix(nn.Module):
+    """A matrix ``[O, I]`` as int8 and a scale per output.
+
+    It is laid out ``[P, Q, 16, 4]``: the order in which VNNI's dot products read it.
+    """
+
+    def __init__(self, weight_OI: Tensor, *, careful: bool = False) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight_OI.shape
+        self.careful = careful
+        scales_O = weight_OI.abs().amax(dim=1).float() / LIMIT
+        steps_OI = (weight_OI / scales_O.clamp(min=1e-30)[:, None]).round().to(torch.int8)
+        P, Q = -(-self.out_features // PANEL), -(-self.in_features // QUAD)
+        full = steps_OI.new_zeros(P * PANEL, Q * QUAD)
+        full[: self.out_features, : self.in_features] = steps_OI
+        panels = full.view(P, PANEL, Q, QUAD).transpose(1, 2).contiguous()
+        # Kernels multiply rows shifted to 0..255: 128 times this is what the shift adds.
+        sums = 128 * full.sum(dim=1, dtype=torch.int32)
+        self.register_buffer("panels_PQ64", panels)
+        self.register_buffer("scales_O", scales_O)
+        self.register_buffer("sums_O", sums)
+
+    panels_PQ64: Tensor
+    scales_O: Tensor
+    sums_O: Tensor
+
+    def steps(self) -> Tensor:
+        """The integers ``[O, I]``, int8."""
+        flat = self.panels_PQ64.transpose(1, 2).flatten(2).flatten(0, 1)
+        return flat[: self.out_features, : self.in_features]
+
+    def wide(self) -> Tensor:
+        """The matrix ``[O, I]`` in float32."""
+        return self.steps().float() * self.scales_O[:, None]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows ``[..., I]`` in float32."""
+        steps = self.panels_PQ64[ids // PANEL, :, ids % PANEL].flatten(-2)
+        return steps[..., : self.in_features].float() * self.scales_O[ids].unsqueeze(-1)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x Wᵀ + bias``: ``[..., I] -> [..., O]``, float32."""
+        functions = library() if x.device.type == "cpu" else None
+        if functions is None:
+            return self._product(x, bias)
+        flat = x.reshape(-1, self.in_features).float().contiguous()
+        found = torch.empty(len(flat), self.out_features)
+        width = self.panels_PQ64.shape[1] * QUAD
+        planes = 2 if self.careful else 1
+        quantised = torch.empty(planes, len(flat), width, dtype=torch.uint8)
+        scales = torch.empty(len(flat))
+        functions.product(
+            self.described(bias),
+            flat.data_ptr(),
+            len(flat),
+            found.data_ptr(),
+            quantised.data_ptr(),
+            scales.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return found.view(*x.shape[:-1], self.out_features)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The same in torch: the integers are small enough for float32 to add them exactly."""
+        x = x.float()
+        scale = x.abs().amax(dim=-1, keepdim=True) / LIMIT
+        steps = x / scale.where(scale > 0, torch.ones_like(scale))
+        near, weight_OI = steps.round(), self.steps().float()
+        total = near @ weight_OI.T
+        if self.careful:
+            total = total + ((steps - near) * REST).round() @ weight_OI.T / REST
+        found = total * (scale * self.scales_O)
+        return found if bias is None else found + bias
+
+    def described(self, bias: Tensor | None) -> structs.Matrix:
+        """As the kernels find it."""
+        return structs.Matrix(
+            weights=self.panels_PQ64.data_ptr(),
+            scales=self.scales_O.data_ptr(),
+            sums=self.sums_O.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            input=self.in_features,
+            output=self.out_features,
+            careful=self.careful,
+        )
+
+
+class NarrowLinear(nn.Module):
+    """``nn.Linear`` with a narrow matrix."""
+
+    def __init__(self, linear: nn.Linear, *, careful: bool = False) -> None:
+        super().__init__()
+        self.matrix = NarrowMatrix(linear.weight.detach(), careful=careful)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix in float32, made anew each time."""
+        return self.matrix.wide()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return self.matrix.product(x, self.bias)
+
+
+class NarrowEmbedding(nn.Module):
+    """``nn.Embedding`` with a narrow matrix, which may be the vocabulary head's, too."""
+
+    def __init__(self, matrix: NarrowMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids ``[...]`` -> vectors ``[..., D]``, float32."""
+        return self.matrix.rows(ids)
+
+
+def narrow_layers(stack: nn.Module) -> None:
+    """Make the products of a stack's attention and feed-forward layers narrow, in place."""
+    for module in list(stack.modules()):
+        if isinstance(module, Attention | FeedForward):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    wide = isinstance(module, FeedForward) and module.spec.wide_down
+                    careful = wide and name == "down"
+                    setattr(module, name, NarrowLinear(child, careful=careful))

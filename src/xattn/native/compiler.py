@@ -1,0 +1,102 @@
+"""Compiling the kernels: once for each compiler, processor and version of their source."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "kernels"
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-fopenmp"),
+    *("-Wno-psabi", "-Wno-maybe-uninitialized"),
+)
+COMPILERS = ("c++", "g++", "clang++")
+PATIENCE = 300
+"""Seconds that a compiler may take."""
+
+
+class NativeError(Exception):
+    """Why there are no kernels; what it says is for the user."""
+
+
+def compiled(directory: Path) -> Path:
+    """The shared library in ``directory``, compiled if it is not there; :class:`NativeError`.
+
+    A half-written library is never seen: it gets its name when it is whole.
+    """
+    compiler = _compiler()
+    target = directory / f"kernels-{_fingerprint(compiler)}.so"
+    if target.is_file() and _is_ours(target):
+        return target
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_ours(directory):
+            raise NativeError(f"{directory} belongs to another user")
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            built = _compile(compiler, Path(scratch))
+            os.replace(built, target)
+    except OSError as error:
+        raise NativeError(f"{directory}: {error.strerror or error}") from error
+    return target
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for name in (named,) if named else COMPILERS:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    wanted = f"CXX={named}" if named else " or ".join(COMPILERS)
+    raise NativeError(f"no C++ compiler was found ({wanted})")
+
+
+def _is_ours(path: Path) -> bool:
+    """Nobody else can have put something there for us to run."""
+    status = path.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _fingerprint(compiler: str) -> str:
+    """Changes with everything that the library is made of."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    about = Path(compiler).resolve().stat()
+    parts = (*FLAGS, compiler, about.st_size, about.st_mtime_ns, platform.machine(), _features())
+    digest.update(repr(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _features() -> str:
+    """What the processor can do: a home directory may be shared by different ones."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(compiler: str, scratch: Path) -> Path:
+    compiled, linked = scratch / "kernels.o", scratch / "kernels.so"
+    _run([compiler, *FLAGS, "-c", str(SOURCE / "decoder.cpp"), "-o", str(compiled)])
+    # Not linked with OpenMP: torch has brought its own, and its threads are the ones to use.
+    _run([compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
+    os.chmod(linked, 0o700)
+    return linked
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NativeError(f"{command[0]} took longer than {PATIENCE} seconds") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+        raise NativeError(f"{command[0]} failed: {lines[0].strip()}")

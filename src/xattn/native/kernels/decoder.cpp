@@ -1,0 +1,759 @@
+// One forward pass of a decoder for a few tokens of every row: all layers, one parallel region.
+//
+// Threads meet at barriers between phases and share each phase's work by outputs (products), by
+// head (attention) or by row (norms). Nothing is allocated: the caller gives the workspace.
+//
+// Axes: R rows, T tokens of each, M = R * T, D model width, H heads, G key/value heads, K head
+// width, S positions of a memory, V vocabulary.
+#include <atomic>
+#include <omp.h>
+#include <vector>
+
+#include "lanes.h"
+#include "matrix.h"
+#include "softmax.h"
+
+enum NormKind : int64_t { NO_NORM, LAYER_NORM, RMS_NORM };
+enum Activation : int64_t { RELU, GELU, GELU_TANH, SILU, TANH, SIGMOID, QUICK_GELU };
+
+struct Norm {
+    int64_t kind;
+    const float *weight, *bias;
+    float eps;
+};
+
+struct Attention {
+    Matrix q, k, v, o;
+    Norm q_norm, k_norm;
+    int64_t heads, groups, width, rotary;
+    float scale;
+};
+
+struct Layer {
+    Norm self_norm, cross_norm, ffn_norm;
+    Attention self, cross;
+    Matrix up, gate, down;
+    int64_t crosses, gated, activation;
+};
+
+struct Decoder {
+    int64_t layers, width, vocabulary, norm_first, goes_on;
+    const Layer *layer;
+    Matrix embedding, head;
+    Norm embedding_norm, final_norm;
+    float embedding_scale, head_scale;
+    const float *relative;  // [H, distances]: bias by how far back a key is; null without
+    int64_t distances;
+};
+
+// The self-attention cache: numbers of layer l, key or value, row r, group g and place c begin at
+// l * layer_stride + which * kind_stride + r * row_stride + g * group_stride + c * K.
+struct Cache {
+    float *numbers;
+    int64_t layer_stride, kind_stride, row_stride, group_stride;
+    const int32_t *lengths;   // [R] tokens seen before
+    const int32_t *places;    // [R, places_stride] the physical row of every token seen; or null
+    int64_t places_stride;
+    const int32_t *own;       // [R] the physical row that new tokens are written to; or null
+};
+
+enum Numbers : int64_t { FLOAT, INT8 };
+
+// A memory as one layer reads it. Positions of a group stand `stride` numbers apart.
+struct Segment {
+    const void *keys, *values;
+    const float *key_scales, *value_scales;  // [groups, S] of int8 numbers
+    int64_t key_group, key_stride, value_group, value_stride;
+};
+
+// Absorbed attention: the layer's projections, [heads of keys, K, D], applied on the query side.
+struct Absorption {
+    const float *keys, *values, *value_bias;
+};
+
+struct Reads {
+    int64_t memories, numbers, absorbed, layers;
+    const Segment *segments;       // [layers that read, memories]
+    const Absorption *absorption;  // [layers that read]
+    const int64_t *positions;      // [memories]
+    const uint8_t *const *masks;   // [memories], [S] each, null where all may be read
+    const int64_t *first;          // [memories + 1] into `rows`
+    const int64_t *rows;           // the rows that read each memory
+};
+
+struct Step {
+    const Decoder *decoder;
+    const Cache *cache;
+    const Reads *reads;
+    const int64_t *tokens;     // [R, T]
+    int64_t R, T;
+    const float *positions;    // [M, D] added to the embeddings, or null
+    const float *cosines, *sines;  // [M, K] of a rotary decoder
+    float *hidden;             // [M, D]
+    float *logits;             // [wanted, V]
+    const int64_t *wanted;     // which of the M tokens get logits
+    int64_t wanted_count;
+    int64_t threads;
+    uint8_t *workspace;
+    int64_t workspace_bytes;
+};
+
+namespace {
+
+// Hands out the workspace; measures it where there is none.
+struct Arena {
+    uint8_t *base;
+    int64_t used = 0;
+
+    template <typename T>
+    T *take(int64_t count) {
+        const int64_t at = used;
+        used += whole(count * int64_t(sizeof(T)), 64) * 64;
+        return base ? reinterpret_cast<T *>(base + at) : nullptr;
+    }
+};
+
+// A stretch of one memory's positions, read by all rows that share it.
+struct Stretch {
+    int64_t memory, from, to;
+    int64_t part;  // of each row's readings, the one that it gives
+};
+
+constexpr int64_t STRETCH = 256;  // positions at least in a stretch
+
+// How memories are cut, kept from step to step for its room only.
+thread_local std::vector<Stretch> stretches;
+thread_local std::vector<int64_t> row_parts;  // [R] readings of each row
+
+struct Pass {
+    const Step &step;
+    const Decoder &d;
+    const int64_t R, T, M, threads;
+    // Widths of the buffers: the largest over the layers.
+    int64_t inner = 0, kv_inner = 0, ffn = 0, heads = 0, head_width = 0, read_width = 0;
+    int64_t parts = 1, sharing = 1;
+
+    float *x, *normed, *queries, *keys, *values, *mixed, *wide, *gate, *reach;
+    Rows input;                 // what products read
+    Reading *readings;          // [M, heads, parts]
+    float *read_values;         // [M, heads, parts, read_width]
+    const Stretch *stretch;     // thread-local to the caller, and read by all
+    const int64_t *row_part;
+    int64_t stretch_count = 0;
+    float **thread_pointers;
+    float *thread_numbers;
+    Reading *thread_readings;
+    std::atomic<int64_t> *tickets;
+    int64_t pointer_count = 0, number_count = 0, ticket_count = 0;
+
+    explicit Pass(const Step &s)
+        : step(s), d(*s.decoder), R(s.R), T(s.T), M(s.R * s.T), threads(s.threads) {
+        for (int64_t l = 0; l < d.layers; l++) {
+            const Layer &layer = d.layer[l];
+            widen(layer.self);
+            if (layer.crosses) widen(layer.cross);
+            ffn = std::max(ffn, layer.up.out);
+        }
+        read_width = step.reads && step.reads->absorbed ? step.reads->absorbed : head_width;
+        if (step.reads) cut();
+    }
+
+    void widen(const Attention &a) {
+        inner = std::max(inner, a.heads * a.width);
+        kv_inner = std::max(kv_inner, a.groups * a.width);
+        heads = std::max(heads, a.heads);
+        head_width = std::max(head_width, a.width);
+    }
+
+    // Cut memories so that every thread has something to read. Rows that share a memory keep what it
+    // gives at one place among their readings; a row may leave places empty.
+    void cut() {
+        const Reads &reads = *step.reads;
+        const Attention &a = d.goes_on ? d.layer[0].self : crossing();
+        const int64_t groups = reads.absorbed ? 1 : a.groups;
+        const int64_t pieces = whole(2 * threads, std::max<int64_t>(1, reads.memories * groups));
+        stretches.clear();
+        row_parts.assign(R, d.goes_on ? 1 : 0);
+        for (int64_t m = 0; m < reads.memories; m++) {
+            const int64_t S = reads.positions[m];
+            const int64_t *first = reads.rows + reads.first[m];
+            const int64_t *last = reads.rows + reads.first[m + 1];
+            sharing = std::max<int64_t>(sharing, last - first);
+            const int64_t size = whole(std::max(STRETCH, whole(S, pieces)), BLOCK) * BLOCK;
+            int64_t part = 0;
+            for (auto row = first; row < last; row++) part = std::max(part, row_parts[*row]);
+            for (int64_t from = 0; from < S; from += size)
+                stretches.push_back({m, from, std::min(S, from + size), part++});
+            for (auto row = first; row < last; row++) row_parts[*row] = part;
+            parts = std::max(parts, part);
+        }
+    }
+
+    const Attention &crossing() const {
+        const Layer *layer = d.layer;
+        while (!layer->crosses) layer++;
+        return layer->cross;
+    }
+
+    int64_t lay_out(uint8_t *base) {
+        Arena arena{base};
+        x = step.hidden;
+        const int64_t D = d.width;
+        normed = arena.take<float>(M * D);
+        queries = arena.take<float>(M * inner);
+        keys = arena.take<float>(M * kv_inner);
+        values = arena.take<float>(M * kv_inner);
+        mixed = arena.take<float>(M * inner);
+        wide = arena.take<float>(M * ffn);
+        gate = arena.take<float>(M * ffn);
+        const int64_t widest = padded(std::max({D, inner, ffn}));
+        input.bytes = arena.take<uint8_t>(2 * M * widest);
+        input.scales = arena.take<float>(M);
+        const bool absorbed = step.reads && step.reads->absorbed;
+        reach = arena.take<float>(absorbed ? M * heads * read_width : 0);
+        readings = arena.take<Reading>(M * heads * parts);
+        const bool apart = step.reads != nullptr;
+        read_values = arena.take<float>(apart ? M * heads * parts * read_width : 0);
+        const int64_t most_queries = sharing * T * heads;
+        const bool narrow = step.reads && step.reads->numbers == INT8;
+        pointer_count = most_queries + 2 * BLOCK;
+        number_count = most_queries * BLOCK + T * heads * BLOCK + LANES +
+                       (narrow ? 2 * BLOCK * read_width : 0);
+        thread_pointers = arena.take<float *>(threads * pointer_count);
+        thread_numbers = arena.take<float>(threads * number_count);
+        thread_readings = arena.take<Reading>(threads * most_queries);
+        ticket_count = 2 * d.layers + 2;
+        tickets = arena.take<std::atomic<int64_t>>(ticket_count);
+        return arena.used;
+    }
+
+    // Everything below runs in all threads at once.
+
+    void run() {
+        stretch = stretches.data();
+        row_part = row_parts.data();
+        stretch_count = step.reads ? stretches.size() : 0;
+        for (int64_t i = 0; i < M * heads * parts; i++) readings[i].top = NOTHING;
+        for (int64_t i = 0; i < ticket_count; i++) tickets[i].store(0, std::memory_order_relaxed);
+#pragma omp parallel num_threads(threads)
+        {
+            const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+            embed(me, all);
+            for (int64_t l = 0, reading = 0; l < d.layers; l++) {
+                const Layer &layer = d.layer[l];
+                attend_self(layer, l, me, all);
+                if (layer.crosses) attend_memories(layer, l, reading++, me, all);
+                feed_forward(layer, me, all);
+            }
+            if (d.final_norm.kind != NO_NORM) norm_rows(d.final_norm, x, x, me, all);
+            if (step.wanted_count) head(me, all);
+        }
+    }
+
+    static void meet() {
+#pragma omp barrier
+    }
+
+    void embed(int64_t me, int64_t all) {
+        const int64_t D = d.width;
+        for (int64_t m = me; m < M; m += all) {
+            float *to = x + m * D;
+            embedding_of(step.tokens[m], to);
+            for (int64_t i = 0; i < D; i++) {
+                to[i] *= d.embedding_scale;
+                if (step.positions) to[i] += step.positions[m * D + i];
+            }
+            if (d.embedding_norm.kind != NO_NORM) norm(d.embedding_norm, to, to, D);
+        }
+        meet();
+    }
+
+    void embedding_of(int64_t token, float *to) const {
+        const Matrix &table = d.embedding;
+        if (!table.scales) {
+            std::memcpy(to, static_cast<const float *>(table.weights) + token * table.in,
+                        table.in * sizeof(float));
+            return;
+        }
+        const int8_t *panel = static_cast<const int8_t *>(table.weights) +
+                              token / PANEL * PANEL * padded(table.in) + token % PANEL * QUAD;
+        for (int64_t i = 0; i < table.in; i++)
+            to[i] = panel[i / QUAD * PANEL * QUAD + i % QUAD] * table.scales[token];
+    }
+
+    static void norm(const Norm &n, const float *from, float *to, int64_t width) {
+        float mean = 0.0f;
+        if (n.kind == LAYER_NORM) {
+            Lanes total{};
+            int64_t i = 0;
+            for (; i + LANES <= width; i += LANES) total += load(from + i);
+            mean = sum(total);
+            for (; i < width; i++) mean += from[i];
+            mean /= width;
+        }
+        Lanes squares{};
+        int64_t i = 0;
+        for (; i + LANES <= width; i += LANES) {
+            const Lanes v = load(from + i) - mean;
+            squares += v * v;
+        }
+        float square = sum(squares);
+        for (; i < width; i++) square += (from[i] - mean) * (from[i] - mean);
+        const float scale = 1.0f / std::sqrt(square / width + n.eps);
+        for (i = 0; i < width; i++) {
+            to[i] = (from[i] - mean) * scale * n.weight[i];
+            if (n.bias) to[i] += n.bias[i];
+        }
+    }
+
+    void norm_rows(const Norm &n, const float *from, float *to, int64_t me, int64_t all) {
+        for (int64_t m = me; m < M; m += all)
+            norm(n, from + m * d.width, to + m * d.width, d.width);
+        meet();
+    }
+
+    // The rows that the next products read, quantised if their matrix wants them so.
+    void prepare(const Matrix &m, const float *from, int64_t stride, int64_t me, int64_t all) {
+        Rows rows = input;
+        rows.x = from;
+        rows.stride = stride;
+        rows.count = M;
+        rows.width = padded(m.in);
+        if (m.scales) {
+            const int64_t first = M * me / all, last = M * (me + 1) / all;
+            quantise(rows, m.in, m.careful, first, last);
+            meet();
+        }
+        // One copy serves all threads; they write the same.
+        if (me == 0) input = rows;
+        meet();
+    }
+
+    // Products of one input with several matrices, as if they were one.
+    template <int COUNT>
+    void products(const Matrix *const (&matrices)[COUNT], float *const (&to)[COUNT], bool add,
+                  int64_t me, int64_t all) {
+        int64_t total = 0;
+        for (const Matrix *m : matrices) total += blocks(*m);
+        const int64_t first = total * me / all, last = total * (me + 1) / all;
+        int64_t before = 0;
+        for (int i = 0; i < COUNT; i++) {
+            const int64_t own = blocks(*matrices[i]);
+            const int64_t from = std::max(first - before, int64_t(0));
+            const int64_t end = std::min(last - before, own);
+            if (from < end) product(*matrices[i], input, from, end, to[i], matrices[i]->out, add);
+            before += own;
+        }
+    }
+
+    // x += o(mixed), then the norm that stands after the residual, if it does.
+    void leave(const Matrix &m, const float *from, const Norm &after, int64_t me, int64_t all) {
+        prepare(m, from, m.in, me, all);
+        products<1>({&m}, {x}, true, me, all);
+        meet();
+        if (!d.norm_first) norm_rows(after, x, x, me, all);
+    }
+
+    const float *enter(const Norm &before, int64_t me, int64_t all) {
+        if (!d.norm_first) return x;
+        norm_rows(before, x, normed, me, all);
+        return normed;
+    }
+
+    void attend_self(const Layer &layer, int64_t l, int64_t me, int64_t all) {
+        const Attention &a = layer.self;
+        const float *from = enter(layer.self_norm, me, all);
+        prepare(a.q, from, d.width, me, all);
+        products<3>({&a.q, &a.k, &a.v}, {queries, keys, values}, false, me, all);
+        meet();
+        std::atomic<int64_t> &ticket = tickets[2 * l];
+        for (int64_t item; (item = ticket.fetch_add(1)) < R * a.groups;)
+            read_own(a, l, item / a.groups, item % a.groups, me);
+        meet();
+        if (d.goes_on && step.reads) {
+            read_stretches(a, l, tickets[2 * l + 1], me);
+            meet();
+            combine(a, nullptr, me, all);
+            meet();
+        }
+        leave(a.o, mixed, layer.self_norm, me, all);
+    }
+
+    void turn(const Attention &a, const Norm &n, float *head, int64_t m) const {
+        if (n.kind != NO_NORM) norm(n, head, head, a.width);
+        if (!a.rotary) return;
+        const int64_t half = a.width / 2;
+        const float *cosine = step.cosines + m * a.width, *sine = step.sines + m * a.width;
+        for (int64_t i = 0; i < half; i++) {
+            const float first = head[i], second = head[i + half];
+            head[i] = first * cosine[i] - second * sine[i];
+            head[i + half] = second * cosine[i + half] + first * sine[i + half];
+        }
+    }
+
+    // Write the new keys and values of one row and group, and read all of them.
+    void read_own(const Attention &a, int64_t l, int64_t r, int64_t g, int64_t me) {
+        const Cache &c = *step.cache;
+        const int64_t K = a.width, per_group = a.heads / a.groups, before = c.lengths[r];
+        float *of_layer = c.numbers + l * c.layer_stride + g * c.group_stride;
+        float *own = of_layer + (c.own ? c.own[r] : r) * c.row_stride;
+        for (int64_t t = 0; t < T; t++) {
+            const int64_t m = r * T + t;
+            float *key = keys + (m * a.groups + g) * K;
+            turn(a, a.k_norm, key, m);
+            std::memcpy(own + (before + t) * K, key, K * sizeof(float));
+            std::memcpy(own + c.kind_stride + (before + t) * K, values + (m * a.groups + g) * K,
+                        K * sizeof(float));
+        }
+        float **pointers = thread_pointers + me * pointer_count;
+        float **key_at = pointers, **value_at = pointers + BLOCK, **query_at = pointers + 2 * BLOCK;
+        float *scores = thread_numbers + me * number_count;
+        float *bias = scores + sharing * T * heads * BLOCK;
+        Reading *found = thread_readings + me * sharing * T * heads;
+        const int number = static_cast<int>(T * per_group);
+        const bool merged_later = d.goes_on && step.reads;
+        for (int64_t t = 0, i = 0; t < T; t++)
+            for (int64_t h = g * per_group; h < (g + 1) * per_group; h++, i++) {
+                const int64_t m = r * T + t;
+                query_at[i] = queries + (m * a.heads + h) * K;
+                turn(a, a.q_norm, query_at[i], m);
+                found[i] = {};
+                found[i].values = merged_later
+                                      ? read_values + (m * a.heads + h) * parts * read_width
+                                      : mixed + (m * a.heads + h) * K;
+                std::fill_n(found[i].values, K, 0.0f);
+            }
+        const int64_t end = before + T;
+        const bool biased = d.relative || T > 1;
+        for (int64_t from = 0; from < end; from += BLOCK) {
+            const int count = static_cast<int>(std::min<int64_t>(BLOCK, end - from));
+            for (int s = 0; s < count; s++) {
+                const int64_t at = from + s;
+                const float *row = own;
+                if (c.places && at < before)
+                    row = of_layer + c.places[r * c.places_stride + at] * c.row_stride;
+                key_at[s] = const_cast<float *>(row) + at * K;
+                value_at[s] = key_at[s] + c.kind_stride;
+            }
+            if (biased)
+                for (int64_t i = 0; i < number; i++)
+                    for (int s = 0; s < count; s++) {
+                        const int64_t back = before + i / per_group - (from + s);
+                        const int64_t h = g * per_group + i % per_group;
+                        const int64_t near = std::min(back, d.distances - 1);
+                        bias[i * BLOCK + s] = back < 0      ? NOTHING
+                                              : d.relative ? d.relative[h * d.distances + near]
+                                                           : 0.0f;
+                    }
+            fold(query_at, found, number, key_at, value_at, count, K, K, a.scale,
+                 biased ? bias : nullptr, BLOCK, scores);
+        }
+        for (int64_t i = 0; i < number; i++) {
+            const int64_t m = r * T + i / per_group, h = g * per_group + i % per_group;
+            if (merged_later) {
+                readings[(m * a.heads + h) * parts] = found[i];
+                continue;
+            }
+            finish(found[i].values, found[i].total, query_at[i], K);
+        }
+    }
+
+    // Divide by the sum of the weights. A query that is no number shows in what it reads.
+    static void finish(float *values, float total, const float *query, int64_t width) {
+        const float share = total > 0.0f ? 1.0f / total : (total == 0.0f ? 0.0f : total);
+        for (int64_t i = 0; i < width; i++) values[i] = values[i] * share + query[i] * 0.0f;
+    }
+
+    void attend_memories(const Layer &layer, int64_t l, int64_t reading, int64_t me, int64_t all) {
+        const Attention &a = layer.cross;
+        const float *from = enter(layer.cross_norm, me, all);
+        prepare(a.q, from, d.width, me, all);
+        products<1>({&a.q}, {queries}, false, me, all);
+        meet();
+        const bool absorbed = step.reads && step.reads->absorbed;
+        if (a.q_norm.kind != NO_NORM) {
+            for (int64_t i = me; i < M * a.heads; i += all)
+                norm(a.q_norm, queries + i * a.width, queries + i * a.width, a.width);
+            meet();
+        }
+        const Absorption *absorption = absorbed ? step.reads->absorption + reading : nullptr;
+        if (absorbed) {
+            reach_out(a, *absorption, me, all);
+            meet();
+        }
+        if (step.reads) read_stretches(a, reading, tickets[2 * l + 1], me);
+        meet();
+        combine(a, absorption, me, all);
+        meet();
+        leave(a.o, mixed, layer.cross_norm, me, all);
+    }
+
+    // Queries as absorbed attention asks them: q Wk, [M, H, D].
+    void reach_out(const Attention &a, const Absorption &w, int64_t me, int64_t all) {
+        const int64_t D = read_width, K = a.width, per_group = a.heads / a.groups;
+        for (int64_t item = me; item < M * a.heads; item += all) {
+            const int64_t h = item % a.heads;
+            const float *query = queries + item * K, *key = w.keys + h / per_group * K * D;
+            float *to = reach + item * D;
+            std::fill_n(to, D, 0.0f);
+            for (int64_t k = 0; k < K; k++)
+                for (int64_t i = 0; i < D; i++) to[i] += query[k] * key[k * D + i];
+        }
+    }
+
+    void read_stretches(const Attention &a, int64_t reading, std::atomic<int64_t> &ticket,
+                        int64_t me) {
+        const int64_t groups = step.reads->absorbed ? 1 : a.groups;
+        for (int64_t item; (item = ticket.fetch_add(1)) < stretch_count * groups;)
+            read_stretch(a, reading, stretch[item / groups], item % groups, me);
+    }
+
+    void read_stretch(const Attention &a, int64_t reading, const Stretch &piece, int64_t g,
+                      int64_t me) {
+        const Reads &reads = *step.reads;
+        const Segment &segment = reads.segments[reading * reads.memories + piece.memory];
+        const bool absorbed = reads.absorbed;
+        const int64_t width = absorbed ? read_width : a.width;
+        const int64_t per_group = absorbed ? a.heads : a.heads / a.groups;
+        float **pointers = thread_pointers + me * pointer_count;
+        float **key_at = pointers, **value_at = pointers + BLOCK, **query_at = pointers + 2 * BLOCK;
+        float *scores = thread_numbers + me * number_count;
+        float *bias = scores + sharing * T * heads * BLOCK;
+        float *unpacked = bias + T * heads * BLOCK + LANES;
+        Reading *found = thread_readings + me * sharing * T * heads;
+        int number = 0;
+        for (int64_t i = reads.first[piece.memory]; i < reads.first[piece.memory + 1]; i++)
+            for (int64_t t = 0; t < T; t++)
+                for (int64_t h = g * per_group; h < (g + 1) * per_group; h++, number++) {
+                    const int64_t query = (reads.rows[i] * T + t) * a.heads + h;
+                    query_at[number] = absorbed ? reach + query * width : queries + query * width;
+                    found[number] = {};
+                    found[number].values = read_values + (query * parts + piece.part) * read_width;
+                    std::fill_n(found[number].values, width, 0.0f);
+                }
+        const uint8_t *mask = reads.masks[piece.memory];
+        const int64_t S = reads.positions[piece.memory];
+        const int block = width > 2 * BLOCK ? 16 : BLOCK;  // so that a block stays in the cache
+        for (int64_t from = piece.from; from < piece.to; from += block) {
+            const int count = static_cast<int>(std::min<int64_t>(block, piece.to - from));
+            if (reads.numbers == FLOAT) {
+                const float *key = static_cast<const float *>(segment.keys) + g * segment.key_group;
+                const float *value =
+                    static_cast<const float *>(segment.values) + g * segment.value_group;
+                for (int s = 0; s < count; s++) {
+                    key_at[s] = const_cast<float *>(key) + (from + s) * segment.key_stride;
+                    value_at[s] = const_cast<float *>(value) + (from + s) * segment.value_stride;
+                }
+            } else {
+                unpack(segment.keys, segment.key_scales, segment.key_group, segment.key_stride, g,
+                       S, from, count, width, unpacked, key_at);
+                if (absorbed)
+                    std::copy_n(key_at, count, value_at);
+                else
+                    unpack(segment.values, segment.value_scales, segment.value_group,
+                           segment.value_stride, g, S, from, count, width,
+                           unpacked + BLOCK * width, value_at);
+            }
+            if (mask)
+                for (int s = 0; s < count; s++) bias[s] = mask[from + s] ? 0.0f : NOTHING;
+            fold(query_at, found, number, key_at, value_at, count, width, width, a.scale,
+                 mask ? bias : nullptr, 0, scores);
+        }
+        for (int i = 0; i < number; i++) {
+            const int64_t at = (found[i].values - read_values) / read_width;
+            readings[at] = found[i];
+        }
+    }
+
+    static void unpack(const void *numbers, const float *scales, int64_t group, int64_t stride,
+                       int64_t g, int64_t S, int64_t from, int count, int64_t width, float *to,
+                       float **at) {
+        const int8_t *first = static_cast<const int8_t *>(numbers) + g * group;
+        for (int s = 0; s < count; s++) {
+            const int8_t *row = first + (from + s) * stride;
+            const float scale = scales[g * S + from + s];
+            at[s] = to + s * width;
+            int64_t i = 0;
+            for (; i + LANES <= width; i += LANES)
+                store(at[s] + i,
+                      __builtin_convertvector(*reinterpret_cast<const ByteLanes *>(row + i),
+                                              Lanes) *
+                          scale);
+            for (; i < width; i++) at[s][i] = row[i] * scale;
+        }
+    }
+
+    // The softmax over all that a row has read, from the parts of it.
+    void combine(const Attention &a, const Absorption *absorption, int64_t me, int64_t all) {
+        const int64_t width = absorption ? read_width : a.width, K = a.width;
+        const int64_t per_group = a.heads / a.groups;
+        for (int64_t item = me; item < M * a.heads; item += all) {
+            const int64_t count = step.reads ? row_part[item / a.heads / T] : 0;
+            Reading *part = readings + item * parts;
+            float *first = read_values ? read_values + item * parts * read_width : nullptr;
+            float *to = mixed + item * K;
+            std::fill_n(to, K, 0.0f);
+            float top = NOTHING, total = 0.0f;
+            for (int64_t p = 0; p < count; p++) top = std::max(top, part[p].top);
+            if (top == NOTHING) {
+                for (int64_t i = 0; i < K; i++) to[i] = queries[item * K + i] * 0.0f;
+                continue;
+            }
+            float *sum_of = absorption ? reach + item * width : to;
+            if (absorption) std::fill_n(sum_of, width, 0.0f);
+            for (int64_t p = 0; p < count; p++) {
+                if (part[p].top == NOTHING) continue;
+                const float share = std::exp(part[p].top - top);
+                total += share * part[p].total;
+                const float *read = first + p * read_width;
+                for (int64_t i = 0; i < width; i++) sum_of[i] += share * read[i];
+            }
+            const float share = 1.0f / total;
+            if (!absorption) {
+                for (int64_t i = 0; i < K; i++)
+                    to[i] = to[i] * share + queries[item * K + i] * 0.0f;
+                continue;
+            }
+            const int64_t g = item % a.heads / per_group;
+            const float *value = absorption->values + g * K * width;
+            for (int64_t k = 0; k < K; k++) {
+                Lanes dot{};
+                int64_t i = 0;
+                for (; i + LANES <= width; i += LANES)
+                    dot += load(sum_of + i) * load(value + k * width + i);
+                float found = sum(dot);
+                for (; i < width; i++) found += sum_of[i] * value[k * width + i];
+                to[k] = found * share + queries[item * K + k] * 0.0f;
+                if (absorption->value_bias) to[k] += absorption->value_bias[g * K + k];
+            }
+        }
+    }
+
+    void feed_forward(const Layer &layer, int64_t me, int64_t all) {
+        const float *from = enter(layer.ffn_norm, me, all);
+        prepare(layer.up, from, d.width, me, all);
+        const int64_t F = layer.up.out, count = blocks(layer.up), unit = block_of(layer.up);
+        const int64_t first = count * me / all, last = count * (me + 1) / all;
+        product(layer.up, input, first, last, wide, F, false);
+        if (layer.gated) product(layer.gate, input, first, last, gate, F, false);
+        const int64_t start = first * unit, end = std::min(F, last * unit);
+        for (int64_t m = 0; m < M; m++) {
+            float *up = wide + m * F + start, *other = gate + m * F + start;
+            activate(layer.activation, layer.gated ? other : up, end - start);
+            if (layer.gated)
+                for (int64_t i = 0; i < end - start; i++) up[i] *= other[i];
+        }
+        meet();
+        leave(layer.down, wide, layer.ffn_norm, me, all);
+    }
+
+    template <typename F>
+    static void map(float *x, int64_t count, F f) {
+        int64_t i = 0;
+        for (; i + LANES <= count; i += LANES) store(x + i, f(load(x + i)));
+        if (i == count) return;
+        Lanes rest{};
+        for (int64_t j = i; j < count; j++) rest[j - i] = x[j];
+        rest = f(rest);
+        for (int64_t j = i; j < count; j++) x[j] = rest[j - i];
+    }
+
+    static Lanes sigmoid(Lanes x) { return 1.0f / (1.0f + exponential(-x)); }
+    static Lanes tangent(Lanes x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+
+    // erf to 1.5e-7 (Abramowitz and Stegun 7.1.26).
+    static Lanes error_function(Lanes x) {
+        const Lanes size = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.3275911f * size);
+        Lanes y = 1.061405429f * t - 1.453152027f;
+        y = y * t + 1.421413741f;
+        y = y * t - 0.284496736f;
+        y = (y * t + 0.254829592f) * t;
+        const Lanes value = 1.0f - y * exponential(-size * size);
+        return x < 0 ? -value : value;
+    }
+
+    static void activate(int64_t kind, float *x, int64_t count) {
+        switch (kind) {
+            case RELU: return map(x, count, [](Lanes v) { return v < 0 ? Lanes{} : v; });
+            case GELU:
+                return map(x, count, [](Lanes v) {
+                    return 0.5f * v * (1.0f + error_function(v * 0.70710678118654752f));
+                });
+            case GELU_TANH:
+                return map(x, count, [](Lanes v) {
+                    const Lanes inner = 0.7978845608028654f * (v + 0.044715f * v * v * v);
+                    return 0.5f * v * (1.0f + tangent(inner));
+                });
+            case SILU: return map(x, count, [](Lanes v) { return v * sigmoid(v); });
+            case TANH: return map(x, count, [](Lanes v) { return tangent(v); });
+            case SIGMOID: return map(x, count, [](Lanes v) { return sigmoid(v); });
+            case QUICK_GELU: return map(x, count, [](Lanes v) { return v * sigmoid(1.702f * v); });
+        }
+    }
+
+    void head(int64_t me, int64_t all) {
+        const int64_t D = d.width;
+        for (int64_t i = me; i < step.wanted_count; i += all)
+            for (int64_t k = 0; k < D; k++)
+                normed[i * D + k] = x[step.wanted[i] * D + k] * d.head_scale;
+        meet();
+        Rows rows = input;
+        rows.x = normed;
+        rows.stride = D;
+        rows.count = step.wanted_count;
+        rows.width = padded(D);
+        if (d.head.scales) {
+            const int64_t n = rows.count;
+            quantise(rows, D, d.head.careful, n * me / all, n * (me + 1) / all);
+            meet();
+        }
+        const int64_t count = blocks(d.head);
+        product(d.head, rows, count * me / all, count * (me + 1) / all, step.logits, d.vocabulary,
+                false);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// Runs one step. Returns 0, or the bytes that its workspace must have where it has fewer.
+int64_t xattn_step(const Step *step) {
+    Pass pass(*step);
+    const int64_t needed = pass.lay_out(nullptr);
+    if (needed > step->workspace_bytes) return needed;
+    pass.lay_out(step->workspace);
+    pass.run();
+    return 0;
+}
+
+// y[count, out] = x[count, in] Wᵀ + bias for any number of rows; `bytes` and `scales` are room for
+// the quantised rows: [2, count, padded(in)] and [count].
+void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uint8_t *bytes,
+                   float *scales, int64_t threads) {
+    Rows rows{x, m->in, count, bytes, scales, padded(m->in)};
+    constexpr int64_t BAND = 96;  // rows that are quantised and multiplied together
+    if (count < 2 * BAND) {
+#pragma omp parallel num_threads(threads)
+        {
+            const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+            if (m->scales) quantise(rows, m->in, m->careful, count * me / all, count * (me + 1) / all);
+#pragma omp barrier
+            const int64_t n = blocks(*m);
+            product(*m, rows, n * me / all, n * (me + 1) / all, y, m->out, false);
+        }
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t first = 0; first < count; first += BAND) {
+        const int64_t last = std::min(count, first + BAND), panels = whole(m->out, PANEL);
+        quantise(rows, m->in, m->careful, first, last);
+        int64_t p = 0;
+        for (; p + 2 <= panels; p += 2) narrow_rows<2>(*m, rows, p, first, last, y, m->out, false);
+        for (; p < panels; p++) narrow_rows<1>(*m, rows, p, first, last, y, m->out, false);
+    }
+}
+
+int64_t xattn_lanes() { return LANES; }
+
+}  // extern "C"

@@ -1,0 +1,68 @@
+"""The compiled kernels as functions, found once in a process."""
+
+import ctypes
+import functools
+import os
+import warnings
+from ctypes import POINTER, byref, c_int64, c_void_p
+from pathlib import Path
+
+from xattn.native.compiler import NativeError, compiled
+from xattn.native.structs import Matrix, Step
+
+
+class Library:
+    """The functions of ``kernels/decoder.cpp``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"{path} cannot be loaded: {error}") from error
+        self._step, self._product = functions.xattn_step, functions.xattn_product
+        self._step.restype, self._step.argtypes = c_int64, [POINTER(Step)]
+        self._product.restype = None
+        self._product.argtypes = [
+            *(POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64)
+        ]
+
+    def step(self, step: Step) -> int:
+        """Run a step; 0, or the bytes that its workspace must have where it has fewer."""
+        return self._step(byref(step))
+
+    def product(
+        self, matrix: Matrix, x: int, rows: int, y: int, quantised: int, scales: int, threads: int
+    ) -> None:
+        """``y = x Wᵀ + bias`` for rows at these addresses, and room for them quantised."""
+        self._product(byref(matrix), x, rows, y, quantised, scales, threads)
+
+
+@functools.cache
+def library() -> Library | None:
+    """The kernels; None, with one notice, where they cannot be compiled or loaded."""
+    try:
+        return required()
+    except NativeError as error:
+        if os.environ.get("XATTN_NATIVE") != "0":
+            warnings.warn(
+                f"decoding with torch alone, which is slower: {error}. Install a C++ compiler, or "
+                "set XATTN_NATIVE=0 to go without and without this notice.",
+                stacklevel=2,
+            )
+        return None
+
+
+def required() -> Library:
+    """The kernels, or :class:`NativeError` with the reason why there are none."""
+    import torch  # noqa: F401, PLC0415  (it brings the threads that the kernels run on)
+
+    if os.environ.get("XATTN_NATIVE") == "0":
+        raise NativeError("XATTN_NATIVE=0")
+    return Library(compiled(directory()))
+
+
+def directory() -> Path:
+    """Where compiled kernels are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "xattn" / "native"
