@@ -105,5 +105,5 @@ def test_scoring_goes_on_after_steps(tmp_path):
     state.reorder([1, 0])
     got = network.score(tokens[[1, 0], 5:], state)
     want = network.score(tokens[[1, 0]], network.start([[]] * 2))[:, 5:]
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, want, atol=5e-5, rtol=1e-5)
     got.sum().backward()

@@ -35,9 +35,11 @@ def largest_allocation(pair: Pair, rows: int, form: str, length: int) -> int:
     return seen.largest
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("form", ["materialized", "absorbed"])
-def test_no_beam_copies_a_memory(pairs, form):
+def test_no_beam_copies_a_memory(pairs, form, kernels, monkeypatch):
     pair, rows, length = pairs("t5"), 8, 2000
+    monkeypatch.setattr(pair.ours, "use_kernels", kernels)
     one_layer = length * 32 * 4  # keys of one layer, or the states
     # Scores are rows x heads x positions, computed inside the kernel; nothing else is this large.
     assert largest_allocation(pair, rows, form, length) < one_layer
@@ -55,4 +57,5 @@ def test_the_measure_sees_a_copy(pairs, monkeypatch):
         return plain(q, segment, **kwargs)
 
     monkeypatch.setattr(module, "attend", copying)
+    monkeypatch.setattr(pairs("t5").ours, "use_kernels", False)
     assert largest_allocation(pairs("t5"), 8, "materialized", 2000) >= 2000 * 32 * 4

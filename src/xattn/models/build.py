@@ -79,7 +79,7 @@ def _make_narrow(network: Network) -> None:
             weight = stack.embed.weight
             if id(weight) not in tables:
                 tables[id(weight)] = NarrowEmbedding(NarrowMatrix(weight.detach()))
-            stack.embed = tables[id(weight)]
+            stack.register_module("embed", tables[id(weight)])
     if decoder.head.weight is not None:
         decoder.head.matrix = NarrowMatrix(decoder.head.weight.detach())
         decoder.head.weight = None

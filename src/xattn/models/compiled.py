@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xattn.attention import Absorbed, Materialized, Segment
+from xattn.attention import Absorbed, Segment
 from xattn.models.decoder import Decoder, DecoderLayer, Head
 from xattn.models.layers import ACTIVATIONS, Attention, FeedForward, RMSNorm
 from xattn.models.narrow import NarrowEmbedding, NarrowLinear, NarrowMatrix
@@ -44,7 +44,7 @@ class CompiledDecoder:
 
     def __init__(self, decoder: Decoder, functions: Library) -> None:
         self._decoder, self._functions = decoder, functions
-        self.stamp = stamp_of(decoder)
+        self.stamp = places_of(decoder)
         self._held: list[Any] = []  # what the structures point to
         self._struct = self._described(decoder)
 
@@ -165,6 +165,7 @@ class CompiledDecoder:
     def _norm(self, norm: nn.Module | None) -> structs.Norm:
         if norm is None:
             return structs.Norm(kind=structs.NORMS.index("none"))
+        assert isinstance(norm, RMSNorm | nn.LayerNorm)
         kind = "rms" if isinstance(norm, RMSNorm) else "layer"
         return structs.Norm(
             kind=structs.NORMS.index(kind),
@@ -353,14 +354,10 @@ def obstacle(decoder: Decoder) -> str | None:
     return None
 
 
-def stamp_of(decoder: Decoder) -> tuple[int, ...]:
-    """Changes when a weight is replaced by another."""
-    return tuple(tensor.data_ptr() for tensor in _tensors(decoder))
-
-
-def _tensors(decoder: Decoder) -> Iterator[Tensor]:
-    yield from decoder.parameters()
-    yield from decoder.buffers()
+def places_of(decoder: Decoder) -> tuple[int, ...]:
+    """Where the weights are: changes when one is replaced by another, or a hook is set."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in decoder.modules())
+    return hooks, *(t.data_ptr() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
 def _activation(ffn: FeedForward) -> str:

@@ -132,7 +132,9 @@ class Decoder(nn.Module):
     @property
     def any_weight(self) -> Tensor:
         """A weight that is neither narrow nor kept wide: of the model's device and number type."""
-        return self.layers[0].self_norm.weight
+        weight = next(self.stack).self_norm.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     def project(
         self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form
@@ -224,4 +226,5 @@ class Head(nn.Module):
         if narrow is not None and self.weight is None:
             return narrow.product(hidden, self.bias)
         weight = embedding.weight if self.weight is None else self.weight
+        assert isinstance(weight, Tensor)
         return F.linear(hidden, weight, self.bias).float()

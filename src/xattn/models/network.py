@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, bytes_of, digest_of
-from xattn.models.compiled import CompiledDecoder, compiled
-from xattn.models.compiled import stamp_of as stamp_of_places
+from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder
 from xattn.models.state import DecodeState, Group, Projection, Slot
@@ -54,6 +53,8 @@ class Network(nn.Module):
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
         self.counters = Counters()
         self._encoder_digest: tuple[str, str] | None = None
+        self.use_kernels = True
+        """Decode through the compiled kernels, where they fit this model; else by torch alone."""
         self._compiled: CompiledDecoder | None = None
 
     @property
@@ -183,7 +184,9 @@ class Network(nn.Module):
 
     def _refresh_compiled(self) -> None:
         """Describe the decoder to the kernels again where a weight was replaced."""
-        if self._compiled is None or self._compiled.stamp != stamp_of_places(self.decoder):
+        if not self.use_kernels:
+            self._compiled = None
+        elif self._compiled is None or self._compiled.stamp != places_of(self.decoder):
             self._compiled = compiled(self.decoder)
 
     def score(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:

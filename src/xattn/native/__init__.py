@@ -4,6 +4,7 @@
 only slower. ``XATTN_NATIVE=0`` leaves them alone.
 """
 
-from xattn.native.library import Library, NativeError, library
+from xattn.native.compiler import NativeError
+from xattn.native.library import Library, library
 
 __all__ = ["Library", "NativeError", "library"]

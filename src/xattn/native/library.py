@@ -55,7 +55,7 @@ def library() -> Library | None:
 
 def required() -> Library:
     """The kernels, or :class:`NativeError` with the reason why there are none."""
-    import torch  # noqa: F401, PLC0415  (it brings the threads that the kernels run on)
+    import torch  # noqa: F401  (it brings the threads that the kernels run on)
 
     if os.environ.get("XATTN_NATIVE") == "0":
         raise NativeError("XATTN_NATIVE=0")

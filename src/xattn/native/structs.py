@@ -1,15 +1,13 @@
 """The structures of ``kernels/decoder.cpp``, field by field."""
 
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
-from typing import Any, ClassVar
-
-Fields = ClassVar[list[tuple[str, Any]]]
+from typing import ClassVar
 
 
 class Matrix(Structure):
     """Weights ``[out, in]``, float32, or int8 where ``scales`` is given."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("weights", c_void_p),
         ("scales", c_void_p),
         ("sums", c_void_p),
@@ -23,7 +21,7 @@ class Matrix(Structure):
 class Norm(Structure):
     """``kind`` is a place in :data:`NORMS`."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("kind", c_int64),
         ("weight", c_void_p),
         ("bias", c_void_p),
@@ -38,7 +36,7 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "quick_ge
 class Attention(Structure):
     """Projections and shape of one attention sub-layer."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("q", Matrix),
         ("k", Matrix),
         ("v", Matrix),
@@ -56,7 +54,7 @@ class Attention(Structure):
 class Layer(Structure):
     """One decoder layer; ``activation`` is a place in :data:`ACTIVATIONS`."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("self_norm", Norm),
         ("cross_norm", Norm),
         ("ffn_norm", Norm),
@@ -74,7 +72,7 @@ class Layer(Structure):
 class Decoder(Structure):
     """All that a step needs to know of a decoder."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("layers", c_int64),
         ("width", c_int64),
         ("vocabulary", c_int64),
@@ -95,7 +93,7 @@ class Decoder(Structure):
 class Cache(Structure):
     """Where self-attention's keys and values lie; strides in numbers."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("numbers", c_void_p),
         ("layer_stride", c_int64),
         ("kind_stride", c_int64),
@@ -111,7 +109,7 @@ class Cache(Structure):
 class Segment(Structure):
     """One memory as one layer reads it; strides in numbers."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("keys", c_void_p),
         ("values", c_void_p),
         ("key_scales", c_void_p),
@@ -126,13 +124,13 @@ class Segment(Structure):
 class Absorption(Structure):
     """A layer's key and value projections ``[G, K, D]``, and its value bias ``[G, K]``."""
 
-    _fields_: Fields = [("keys", c_void_p), ("values", c_void_p), ("value_bias", c_void_p)]
+    _fields_: ClassVar = [("keys", c_void_p), ("values", c_void_p), ("value_bias", c_void_p)]
 
 
 class Reads(Structure):
     """Which rows read which memories. ``absorbed`` is the width of absorbed states, or 0."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("memories", c_int64),
         ("numbers", c_int64),
         ("absorbed", c_int64),
@@ -149,7 +147,7 @@ class Reads(Structure):
 class Step(Structure):
     """One pass of the decoder."""
 
-    _fields_: Fields = [
+    _fields_: ClassVar = [
         ("decoder", POINTER(Decoder)),
         ("cache", POINTER(Cache)),
         ("reads", POINTER(Reads)),
