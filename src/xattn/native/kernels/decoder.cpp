@@ -1,12 +1,16 @@
 // One forward pass of a decoder for a few tokens of every row: all layers, one parallel region.
 //
-// Threads meet at barriers between phases and share each phase's work by outputs (products), by
-// head (attention) or by row (norms). Nothing is allocated: the caller gives the workspace.
+// The work is cut into phases, and each phase into chunks: of outputs (products), of heads
+// (attention) or of rows (norms). A thread takes the next chunk that nobody has, and goes on to the
+// next phase when all chunks are done. A thread that the system has put aside is not waited for
+// unless it holds a chunk: on a busy machine, barriers would wait for it a hundred times a step.
+// Nothing is allocated: the caller gives the workspace.
 //
 // Axes: R rows, T tokens of each, M = R * T, D model width, H heads, G key/value heads, K head
 // width, S positions of a memory, V vocabulary.
 #include <atomic>
 #include <omp.h>
+#include <sched.h>
 #include <vector>
 
 #include "lanes.h"
@@ -119,6 +123,32 @@ struct Stretch {
     int64_t part;  // of each row's readings, the one that it gives
 };
 
+// One phase: the next chunk to take, and how many are done.
+struct alignas(64) Phase {
+    std::atomic<int64_t> next, done;
+};
+
+// A thread on its way through the phases, which all threads meet in the same order.
+struct Worker {
+    Phase *phase;
+    int64_t me;
+
+    template <typename Work>
+    void share(int64_t chunks, Work work) {
+        Phase &p = *phase++;
+        for (int64_t c; (c = p.next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+            work(c);
+            p.done.fetch_add(1, std::memory_order_release);
+        }
+        for (int64_t spins = 1; p.done.load(std::memory_order_acquire) < chunks; spins++)
+            if (spins % PATIENCE == 0) sched_yield();
+    }
+
+    static constexpr int64_t PATIENCE = 2000;  // looks before another thread is let onto the core
+};
+
+constexpr int64_t PHASES = 20;           // at most in a layer
+constexpr int64_t CHUNK = 128 << 10;     // bytes of weights that a chunk reads, or more
 constexpr int64_t STRETCH = 256;  // positions at least in a stretch
 
 // How memories are cut, kept from step to step for its room only.
@@ -134,7 +164,8 @@ struct Pass {
     int64_t parts = 1, sharing = 1;
 
     float *x, *normed, *queries, *keys, *values, *mixed, *wide, *gate, *reach;
-    Rows input;                 // what products read
+    uint8_t *input_bytes;       // rows on their way into a product
+    float *input_scales;
     Reading *readings;          // [M, heads, parts]
     float *read_values;         // [M, heads, parts, read_width]
     const Stretch *stretch;     // thread-local to the caller, and read by all
@@ -143,8 +174,8 @@ struct Pass {
     float **thread_pointers;
     float *thread_numbers;
     Reading *thread_readings;
-    std::atomic<int64_t> *tickets;
-    int64_t pointer_count = 0, number_count = 0, ticket_count = 0;
+    Phase *phases;
+    int64_t pointer_count = 0, number_count = 0, phase_count = 0;
 
     explicit Pass(const Step &s)
         : step(s), d(*s.decoder), R(s.R), T(s.T), M(s.R * s.T), threads(s.threads) {
@@ -207,8 +238,8 @@ struct Pass {
         wide = arena.take<float>(M * ffn);
         gate = arena.take<float>(M * ffn);
         const int64_t widest = padded(std::max({D, inner, ffn}));
-        input.bytes = arena.take<uint8_t>(2 * M * widest);
-        input.scales = arena.take<float>(M);
+        input_bytes = arena.take<uint8_t>(2 * M * widest);
+        input_scales = arena.take<float>(M);
         const bool absorbed = step.reads && step.reads->absorbed;
         reach = arena.take<float>(absorbed ? M * heads * read_width : 0);
         readings = arena.take<Reading>(M * heads * parts);
@@ -222,50 +253,44 @@ struct Pass {
         thread_pointers = arena.take<float *>(threads * pointer_count);
         thread_numbers = arena.take<float>(threads * number_count);
         thread_readings = arena.take<Reading>(threads * most_queries);
-        ticket_count = 2 * d.layers + 2;
-        tickets = arena.take<std::atomic<int64_t>>(ticket_count);
+        phase_count = PHASES * (d.layers + 1);
+        phases = arena.take<Phase>(phase_count);
         return arena.used;
     }
-
-    // Everything below runs in all threads at once.
 
     void run() {
         stretch = stretches.data();
         row_part = row_parts.data();
         stretch_count = step.reads ? stretches.size() : 0;
         for (int64_t i = 0; i < M * heads * parts; i++) readings[i].top = NOTHING;
-        for (int64_t i = 0; i < ticket_count; i++) tickets[i].store(0, std::memory_order_relaxed);
+        for (int64_t i = 0; i < phase_count; i++) phases[i].next = phases[i].done = 0;
 #pragma omp parallel num_threads(threads)
         {
-            const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-            embed(me, all);
+            Worker w{phases, omp_get_thread_num()};
+            w.share(M, [&](int64_t m) { embed(m); });
             for (int64_t l = 0, reading = 0; l < d.layers; l++) {
                 const Layer &layer = d.layer[l];
-                attend_self(layer, l, me, all);
-                if (layer.crosses) attend_memories(layer, l, reading++, me, all);
-                feed_forward(layer, me, all);
+                attend_self(w, layer, l);
+                if (layer.crosses) attend_memories(w, layer, reading++);
+                feed_forward(w, layer);
             }
-            if (d.final_norm.kind != NO_NORM) norm_rows(d.final_norm, x, x, me, all);
-            if (step.wanted_count) head(me, all);
+            if (d.final_norm.kind != NO_NORM)
+                w.share(M, [&](int64_t m) { norm(d.final_norm, x + m * d.width, x + m * d.width, d.width); });
+            if (step.wanted_count) head(w);
         }
     }
 
-    static void meet() {
-#pragma omp barrier
-    }
+    // Everything below runs in all threads at once.
 
-    void embed(int64_t me, int64_t all) {
+    void embed(int64_t m) {
         const int64_t D = d.width;
-        for (int64_t m = me; m < M; m += all) {
-            float *to = x + m * D;
-            embedding_of(step.tokens[m], to);
-            for (int64_t i = 0; i < D; i++) {
-                to[i] *= d.embedding_scale;
-                if (step.positions) to[i] += step.positions[m * D + i];
-            }
-            if (d.embedding_norm.kind != NO_NORM) norm(d.embedding_norm, to, to, D);
+        float *to = x + m * D;
+        embedding_of(step.tokens[m], to);
+        for (int64_t i = 0; i < D; i++) {
+            to[i] *= d.embedding_scale;
+            if (step.positions) to[i] += step.positions[m * D + i];
         }
-        meet();
+        if (d.embedding_norm.kind != NO_NORM) norm(d.embedding_norm, to, to, D);
     }
 
     void embedding_of(int64_t token, float *to) const {
@@ -306,77 +331,74 @@ struct Pass {
         }
     }
 
-    void norm_rows(const Norm &n, const float *from, float *to, int64_t me, int64_t all) {
-        for (int64_t m = me; m < M; m += all)
-            norm(n, from + m * d.width, to + m * d.width, d.width);
-        meet();
+    Rows rows_of(const Matrix &m, const float *from, int64_t stride, int64_t count) const {
+        return {from, stride, count, input_bytes, input_scales, padded(m.in)};
     }
 
-    // The rows that the next products read, quantised if their matrix wants them so.
-    void prepare(const Matrix &m, const float *from, int64_t stride, int64_t me, int64_t all) {
-        Rows rows = input;
-        rows.x = from;
-        rows.stride = stride;
-        rows.count = M;
-        rows.width = padded(m.in);
-        if (m.scales) {
-            const int64_t first = M * me / all, last = M * (me + 1) / all;
-            quantise(rows, m.in, m.careful, first, last);
-            meet();
+    // The rows that the next products read: normed where the norm stands before, and quantised
+    // where their matrix wants them so.
+    Rows enter(Worker &w, const Norm &before, const Matrix &m) {
+        Rows rows = rows_of(m, d.norm_first ? normed : x, d.width, M);
+        if (d.norm_first || m.scales)
+            w.share(M, [&](int64_t row) {
+                if (d.norm_first) norm(before, x + row * d.width, normed + row * d.width, d.width);
+                if (m.scales) quantise(rows, m.in, m.careful, row, row + 1);
+            });
+        return rows;
+    }
+
+    // Products of one input with several matrices, as if they were one; `then` sees to the outputs
+    // of a matrix that were just made.
+    template <int COUNT, typename Then>
+    void products(Worker &w, const Matrix *const (&matrices)[COUNT], const Rows &rows,
+                  float *const (&to)[COUNT], bool add, Then then) {
+        int64_t total = 0, bytes = 0;
+        for (const Matrix *m : matrices) {
+            total += blocks(*m);
+            bytes += m->in * m->out * (m->scales ? 1 : 4);
         }
-        // One copy serves all threads; they write the same.
-        if (me == 0) input = rows;
-        meet();
+        const int64_t chunks = std::min(total, std::max(2 * threads, bytes / CHUNK));
+        w.share(chunks, [&](int64_t chunk) {
+            const int64_t first = total * chunk / chunks, last = total * (chunk + 1) / chunks;
+            int64_t before = 0;
+            for (int i = 0; i < COUNT; i++) {
+                const Matrix &m = *matrices[i];
+                const int64_t from = std::max(first - before, int64_t(0));
+                const int64_t end = std::min(last - before, blocks(m));
+                if (from < end) {
+                    product(m, rows, from, end, to[i], m.out, add);
+                    then(from * block_of(m), std::min(m.out, end * block_of(m)));
+                }
+                before += blocks(m);
+            }
+        });
     }
 
-    // Products of one input with several matrices, as if they were one.
-    template <int COUNT>
-    void products(const Matrix *const (&matrices)[COUNT], float *const (&to)[COUNT], bool add,
-                  int64_t me, int64_t all) {
-        int64_t total = 0;
-        for (const Matrix *m : matrices) total += blocks(*m);
-        const int64_t first = total * me / all, last = total * (me + 1) / all;
-        int64_t before = 0;
-        for (int i = 0; i < COUNT; i++) {
-            const int64_t own = blocks(*matrices[i]);
-            const int64_t from = std::max(first - before, int64_t(0));
-            const int64_t end = std::min(last - before, own);
-            if (from < end) product(*matrices[i], input, from, end, to[i], matrices[i]->out, add);
-            before += own;
-        }
+    static void nothing(int64_t, int64_t) {}
+
+    // x += x' Wᵀ, then the norm that stands after the residual, if it does.
+    void leave(Worker &w, const Matrix &m, const float *from, const Norm &after) {
+        Rows rows = rows_of(m, from, m.in, M);
+        if (m.scales)
+            w.share(M, [&](int64_t row) { quantise(rows, m.in, m.careful, row, row + 1); });
+        products<1>(w, {&m}, rows, {x}, true, nothing);
+        if (!d.norm_first)
+            w.share(M, [&](int64_t row) {
+                norm(after, x + row * d.width, x + row * d.width, d.width);
+            });
     }
 
-    // x += o(mixed), then the norm that stands after the residual, if it does.
-    void leave(const Matrix &m, const float *from, const Norm &after, int64_t me, int64_t all) {
-        prepare(m, from, m.in, me, all);
-        products<1>({&m}, {x}, true, me, all);
-        meet();
-        if (!d.norm_first) norm_rows(after, x, x, me, all);
-    }
-
-    const float *enter(const Norm &before, int64_t me, int64_t all) {
-        if (!d.norm_first) return x;
-        norm_rows(before, x, normed, me, all);
-        return normed;
-    }
-
-    void attend_self(const Layer &layer, int64_t l, int64_t me, int64_t all) {
+    void attend_self(Worker &w, const Layer &layer, int64_t l) {
         const Attention &a = layer.self;
-        const float *from = enter(layer.self_norm, me, all);
-        prepare(a.q, from, d.width, me, all);
-        products<3>({&a.q, &a.k, &a.v}, {queries, keys, values}, false, me, all);
-        meet();
-        std::atomic<int64_t> &ticket = tickets[2 * l];
-        for (int64_t item; (item = ticket.fetch_add(1)) < R * a.groups;)
-            read_own(a, l, item / a.groups, item % a.groups, me);
-        meet();
+        const Rows rows = enter(w, layer.self_norm, a.q);
+        products<3>(w, {&a.q, &a.k, &a.v}, rows, {queries, keys, values}, false, nothing);
+        w.share(R * a.groups,
+                [&](int64_t i) { read_own(a, l, i / a.groups, i % a.groups, w.me); });
         if (d.goes_on && step.reads) {
-            read_stretches(a, l, tickets[2 * l + 1], me);
-            meet();
-            combine(a, nullptr, me, all);
-            meet();
+            read_stretches(w, a, l);
+            w.share(M * a.heads, [&](int64_t i) { combine(a, nullptr, i); });
         }
-        leave(a.o, mixed, layer.self_norm, me, all);
+        leave(w, a.o, mixed, layer.self_norm);
     }
 
     void turn(const Attention &a, const Norm &n, float *head, int64_t m) const {
@@ -464,48 +486,38 @@ struct Pass {
         for (int64_t i = 0; i < width; i++) values[i] = values[i] * share + query[i] * 0.0f;
     }
 
-    void attend_memories(const Layer &layer, int64_t l, int64_t reading, int64_t me, int64_t all) {
+    void attend_memories(Worker &w, const Layer &layer, int64_t reading) {
         const Attention &a = layer.cross;
-        const float *from = enter(layer.cross_norm, me, all);
-        prepare(a.q, from, d.width, me, all);
-        products<1>({&a.q}, {queries}, false, me, all);
-        meet();
+        const Rows rows = enter(w, layer.cross_norm, a.q);
+        products<1>(w, {&a.q}, rows, {queries}, false, nothing);
         const bool absorbed = step.reads && step.reads->absorbed;
-        if (a.q_norm.kind != NO_NORM) {
-            for (int64_t i = me; i < M * a.heads; i += all)
-                norm(a.q_norm, queries + i * a.width, queries + i * a.width, a.width);
-            meet();
-        }
         const Absorption *absorption = absorbed ? step.reads->absorption + reading : nullptr;
-        if (absorbed) {
-            reach_out(a, *absorption, me, all);
-            meet();
-        }
-        if (step.reads) read_stretches(a, reading, tickets[2 * l + 1], me);
-        meet();
-        combine(a, absorption, me, all);
-        meet();
-        leave(a.o, mixed, layer.cross_norm, me, all);
+        if (a.q_norm.kind != NO_NORM || absorbed)
+            w.share(M * a.heads, [&](int64_t i) {
+                float *query = queries + i * a.width;
+                if (a.q_norm.kind != NO_NORM) norm(a.q_norm, query, query, a.width);
+                if (absorbed) reach_out(a, *absorption, i);
+            });
+        if (step.reads) read_stretches(w, a, reading);
+        w.share(M * a.heads, [&](int64_t i) { combine(a, absorption, i); });
+        leave(w, a.o, mixed, layer.cross_norm);
     }
 
-    // Queries as absorbed attention asks them: q Wk, [M, H, D].
-    void reach_out(const Attention &a, const Absorption &w, int64_t me, int64_t all) {
-        const int64_t D = read_width, K = a.width, per_group = a.heads / a.groups;
-        for (int64_t item = me; item < M * a.heads; item += all) {
-            const int64_t h = item % a.heads;
-            const float *query = queries + item * K, *key = w.keys + h / per_group * K * D;
-            float *to = reach + item * D;
-            std::fill_n(to, D, 0.0f);
-            for (int64_t k = 0; k < K; k++)
-                for (int64_t i = 0; i < D; i++) to[i] += query[k] * key[k * D + i];
-        }
+    // A query as absorbed attention asks it: q Wk, [D].
+    void reach_out(const Attention &a, const Absorption &absorption, int64_t item) {
+        const int64_t D = read_width, K = a.width, g = item % a.heads / (a.heads / a.groups);
+        const float *query = queries + item * K, *key = absorption.keys + g * K * D;
+        float *to = reach + item * D;
+        std::fill_n(to, D, 0.0f);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < D; i++) to[i] += query[k] * key[k * D + i];
     }
 
-    void read_stretches(const Attention &a, int64_t reading, std::atomic<int64_t> &ticket,
-                        int64_t me) {
+    void read_stretches(Worker &w, const Attention &a, int64_t reading) {
         const int64_t groups = step.reads->absorbed ? 1 : a.groups;
-        for (int64_t item; (item = ticket.fetch_add(1)) < stretch_count * groups;)
-            read_stretch(a, reading, stretch[item / groups], item % groups, me);
+        w.share(stretch_count * groups, [&](int64_t i) {
+            read_stretch(a, reading, stretch[i / groups], i % groups, w.me);
+        });
     }
 
     void read_stretch(const Attention &a, int64_t reading, const Stretch &piece, int64_t g,
@@ -583,68 +595,63 @@ struct Pass {
         }
     }
 
-    // The softmax over all that a row has read, from the parts of it.
-    void combine(const Attention &a, const Absorption *absorption, int64_t me, int64_t all) {
+    // The softmax over all that a query has read, from the parts of it.
+    void combine(const Attention &a, const Absorption *absorption, int64_t item) {
         const int64_t width = absorption ? read_width : a.width, K = a.width;
-        const int64_t per_group = a.heads / a.groups;
-        for (int64_t item = me; item < M * a.heads; item += all) {
-            const int64_t count = step.reads ? row_part[item / a.heads / T] : 0;
-            Reading *part = readings + item * parts;
-            float *first = read_values ? read_values + item * parts * read_width : nullptr;
-            float *to = mixed + item * K;
-            std::fill_n(to, K, 0.0f);
-            float top = NOTHING, total = 0.0f;
-            for (int64_t p = 0; p < count; p++) top = std::max(top, part[p].top);
-            if (top == NOTHING) {
-                for (int64_t i = 0; i < K; i++) to[i] = queries[item * K + i] * 0.0f;
-                continue;
-            }
-            float *sum_of = absorption ? reach + item * width : to;
-            if (absorption) std::fill_n(sum_of, width, 0.0f);
-            for (int64_t p = 0; p < count; p++) {
-                if (part[p].top == NOTHING) continue;
-                const float share = std::exp(part[p].top - top);
-                total += share * part[p].total;
-                const float *read = first + p * read_width;
-                for (int64_t i = 0; i < width; i++) sum_of[i] += share * read[i];
-            }
-            const float share = 1.0f / total;
-            if (!absorption) {
-                for (int64_t i = 0; i < K; i++)
-                    to[i] = to[i] * share + queries[item * K + i] * 0.0f;
-                continue;
-            }
-            const int64_t g = item % a.heads / per_group;
-            const float *value = absorption->values + g * K * width;
-            for (int64_t k = 0; k < K; k++) {
-                Lanes dot{};
-                int64_t i = 0;
-                for (; i + LANES <= width; i += LANES)
-                    dot += load(sum_of + i) * load(value + k * width + i);
-                float found = sum(dot);
-                for (; i < width; i++) found += sum_of[i] * value[k * width + i];
-                to[k] = found * share + queries[item * K + k] * 0.0f;
-                if (absorption->value_bias) to[k] += absorption->value_bias[g * K + k];
-            }
+        const int64_t count = step.reads ? row_part[item / a.heads / T] : 0;
+        const Reading *part = readings + item * parts;
+        const float *query = queries + item * K;
+        float *to = mixed + item * K;
+        float top = NOTHING, total = 0.0f;
+        for (int64_t p = 0; p < count; p++) top = std::max(top, part[p].top);
+        if (top == NOTHING) {
+            for (int64_t i = 0; i < K; i++) to[i] = query[i] * 0.0f;
+            return;
+        }
+        float *sum_of = absorption ? reach + item * width : to;
+        std::fill_n(sum_of, width, 0.0f);
+        for (int64_t p = 0; p < count; p++) {
+            if (part[p].top == NOTHING) continue;
+            const float share = std::exp(part[p].top - top);
+            total += share * part[p].total;
+            const float *read = read_values + (item * parts + p) * read_width;
+            for (int64_t i = 0; i < width; i++) sum_of[i] += share * read[i];
+        }
+        if (!absorption) {
+            finish(to, total, query, K);
+            return;
+        }
+        const int64_t g = item % a.heads / (a.heads / a.groups);
+        const float *value = absorption->values + g * K * width;
+        for (int64_t k = 0; k < K; k++) {
+            Lanes dot{};
+            int64_t i = 0;
+            for (; i + LANES <= width; i += LANES)
+                dot += load(sum_of + i) * load(value + k * width + i);
+            float found = sum(dot);
+            for (; i < width; i++) found += sum_of[i] * value[k * width + i];
+            to[k] = found / total + query[k] * 0.0f;
+            if (absorption->value_bias) to[k] += absorption->value_bias[g * K + k];
         }
     }
 
-    void feed_forward(const Layer &layer, int64_t me, int64_t all) {
-        const float *from = enter(layer.ffn_norm, me, all);
-        prepare(layer.up, from, d.width, me, all);
-        const int64_t F = layer.up.out, count = blocks(layer.up), unit = block_of(layer.up);
-        const int64_t first = count * me / all, last = count * (me + 1) / all;
-        product(layer.up, input, first, last, wide, F, false);
-        if (layer.gated) product(layer.gate, input, first, last, gate, F, false);
-        const int64_t start = first * unit, end = std::min(F, last * unit);
-        for (int64_t m = 0; m < M; m++) {
-            float *up = wide + m * F + start, *other = gate + m * F + start;
-            activate(layer.activation, layer.gated ? other : up, end - start);
-            if (layer.gated)
-                for (int64_t i = 0; i < end - start; i++) up[i] *= other[i];
-        }
-        meet();
-        leave(layer.down, wide, layer.ffn_norm, me, all);
+    void feed_forward(Worker &w, const Layer &layer) {
+        const Rows rows = enter(w, layer.ffn_norm, layer.up);
+        const int64_t F = layer.up.out;
+        products<1>(w, {&layer.up}, rows, {wide}, false, [&](int64_t from, int64_t end) {
+            // The gate's outputs of the same places, by the same thread.
+            if (layer.gated) {
+                const int64_t unit = block_of(layer.gate);
+                product(layer.gate, rows, from / unit, whole(end, unit), gate, F, false);
+            }
+            for (int64_t m = 0; m < M; m++) {
+                float *up = wide + m * F + from, *other = gate + m * F + from;
+                activate(layer.activation, layer.gated ? other : up, end - from);
+                if (layer.gated)
+                    for (int64_t i = 0; i < end - from; i++) up[i] *= other[i];
+            }
+        });
+        leave(w, layer.down, wide, layer.ffn_norm);
     }
 
     template <typename F>
@@ -691,25 +698,15 @@ struct Pass {
         }
     }
 
-    void head(int64_t me, int64_t all) {
+    void head(Worker &w) {
         const int64_t D = d.width;
-        for (int64_t i = me; i < step.wanted_count; i += all)
+        Rows rows = rows_of(d.head, normed, D, step.wanted_count);
+        w.share(step.wanted_count, [&](int64_t i) {
             for (int64_t k = 0; k < D; k++)
                 normed[i * D + k] = x[step.wanted[i] * D + k] * d.head_scale;
-        meet();
-        Rows rows = input;
-        rows.x = normed;
-        rows.stride = D;
-        rows.count = step.wanted_count;
-        rows.width = padded(D);
-        if (d.head.scales) {
-            const int64_t n = rows.count;
-            quantise(rows, D, d.head.careful, n * me / all, n * (me + 1) / all);
-            meet();
-        }
-        const int64_t count = blocks(d.head);
-        product(d.head, rows, count * me / all, count * (me + 1) / all, step.logits, d.vocabulary,
-                false);
+            if (d.head.scales) quantise(rows, D, d.head.careful, i, i + 1);
+        });
+        products<1>(w, {&d.head}, rows, {step.logits}, false, nothing);
     }
 };
 
