@@ -9,7 +9,7 @@ import typer
 from xattn.cli.console import print_error, print_json, print_line
 from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
-from xattn.cli.loading import load_model
+from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.memories import content_of
 from xattn.cli.options import LOADING, STORE, Json, JsonLines, ModelName, Output, takes
 from xattn.cli.sizes import readable
@@ -91,7 +91,7 @@ def encode(
     if jsonl is not None:
         # The store is what the work is for: records of another one are not done.
         where = {"store": str(kept.root), "tenant": kept.tenant, "codec": kept.codec}
-        options = how | {"encode": model, "dtype": loading["dtype"], "for": for_} | where
+        options = how | {"encode": model, "for": for_, **numbers_of(loading)} | where
         run_jsonl(jsonl, output, work, fields=["source"], options=options)
         return
     documents, worst = [], 0

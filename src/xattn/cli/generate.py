@@ -8,7 +8,7 @@ import typer
 
 from xattn.cli.console import print_line, print_piece
 from xattn.cli.jsonl import Record
-from xattn.cli.loading import load_model
+from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.memories import Files
 from xattn.cli.options import (
     GENERATION,
@@ -125,7 +125,7 @@ def generate(
         ]
 
     if jsonl is not None:
-        options = settings | {"generate": model, "dtype": loading["dtype"]} | lossy(store, cache)
+        options = settings | {"generate": model, **numbers_of(loading)} | lossy(store, cache)
         options |= {"chat": chat, "system": system} | ({"memory": attended} if attended else {})
         fields = ["prompt", "messages", "memory"]
         run_jsonl(jsonl, output, work, fields=fields, options=options, batch_size=batch_size)

@@ -24,6 +24,11 @@ def load_model(name: str, *, threads: int | None = None, **loading: Any) -> "Mod
         return _load(name, threads, loading)
 
 
+def numbers_of(loading: dict[str, Any]) -> dict[str, Any]:
+    """What of the loading changes the answers."""
+    return {name: loading[name] for name in ("dtype", "quantize")}
+
+
 def _load(name: str, threads: int | None, loading: dict[str, Any]) -> "Model":
     # torch takes seconds to import: here, and not where --help would wait for it.
     import torch

@@ -197,6 +197,9 @@ LOADING: dict[str, Option] = {
         "Number format of the computation.",
         default="float32",
     ),
+    "quantize": Option(
+        Literal["int8"], MODEL, "Weights as 8-bit integers: a quarter of the bytes, and faster."
+    ),
     "offline": Option(
         bool, MODEL, "Never touch the network.", flags=("--offline/--online",), default=False
     ),

@@ -13,7 +13,7 @@ import typer
 from xattn.cli.console import Progress, print_error, print_json, print_line
 from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
-from xattn.cli.loading import load_model
+from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.options import (
     LOADING,
     SAMPLING,
@@ -173,7 +173,7 @@ def transcribe(
         def work(records: Sequence[Record]) -> list[Record]:
             return [_document(loaded.transcribe(_path(r), **settings)) for r in records]
 
-        options = settings | {"transcribe": model, "dtype": loading["dtype"]} | lossy(store, cache)
+        options = settings | {"transcribe": model, **numbers_of(loading)} | lossy(store, cache)
         run_jsonl(jsonl, output, work, fields=["audio"], options=options)
         return
     _transcribe_all(loaded, sources, settings, layout, output_format, output_dir, json)

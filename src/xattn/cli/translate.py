@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xattn.cli.jsonl import Record
-from xattn.cli.loading import load_model
+from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.options import (
     GENERATION,
     LOADING,
@@ -70,7 +70,7 @@ def translate(
         return [as_record(answer, field="translation", logprobs=logprobs) for answer in answers]
 
     if jsonl is not None:
-        options = settings | {"translate": model, "dtype": loading["dtype"]} | lossy(store, cache)
+        options = settings | {"translate": model, **numbers_of(loading)} | lossy(store, cache)
         options |= {"from": source_language, "to": target_language}
         run_jsonl(jsonl, output, work, fields=["text"], options=options, batch_size=batch_size)
     else:
