@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from xattn import __version__
-from xattn.cli import cache, config, doctor, encode, generate, models, transcribe, translate
+from xattn.cli import bench, cache, config, doctor, encode, generate, models, transcribe, translate
 from xattn.cli.console import print_line, print_note
 from xattn.cli.failures import BAD_USAGE
 from xattn.cli.help import Command
@@ -39,6 +39,7 @@ def build() -> Any:
         encode.encode,
         models.models,
         doctor.doctor,
+        bench.bench,
     ):
         app.command(cls=Command)(command)
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)

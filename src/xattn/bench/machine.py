@@ -1,0 +1,73 @@
+"""What figures were measured on: the processor, the packages, the commit."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("torch", "ctranslate2", "transformers", "onnxruntime", "llama-cpp-python", "numpy")
+
+
+def results(base: Path) -> Path:
+    """Where today's figures of this machine go, under ``base``."""
+    return base / f"{platform.machine()}-{date.today()}"
+
+
+def record(
+    threads: int, cores: Sequence[int] = (), packages: Sequence[str] = PACKAGES
+) -> dict[str, str]:
+    """One line per fact."""
+    return {
+        "processor": processor(),
+        "cores": str(os.cpu_count()),
+        "pinned to": ", ".join(map(str, cores)) or "no core",
+        "threads": str(threads),
+        "memory": memory(),
+        "date": str(date.today()),
+        "commit": commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def processor() -> str:
+    """Its name, where the system gives one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    model = re.search(r"model name\s*: (.*)", text)
+    return model.group(1) if model else platform.processor()
+
+
+def memory() -> str:
+    """How much RAM there is."""
+    if not hasattr(os, "sysconf"):
+        return "unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str:
+    """The last commit that changed the sources, with a plus where they were changed since."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    last = git("log", "-1", "--format=%h", "--", "src").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "src").returncode != 0
+    return f"{last}{'+' if changed else ''}" if last else "unknown"
