@@ -67,6 +67,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 bench: $(STAMP)
+	$(BIN)/xattn bench
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/real_weights.py
 	$(BIN)/python benchmarks/store.py

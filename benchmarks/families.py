@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from machine import RESULTS, record
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -21,10 +20,12 @@ import tiny  # noqa: E402
 from generations import EOS, groups_of, requests_of, theirs  # noqa: E402
 from pairs import Pair, random_tokens  # noqa: E402
 
+from xattn.bench.machine import record, results  # noqa: E402
 from xattn.decoding import Settings, decode  # noqa: E402
 from xattn.models.build import build  # noqa: E402
 from xattn.models.formats import huggingface  # noqa: E402
 
+RESULTS = results(Path(__file__).parent / "results")
 PACKAGES = ("torch", "transformers")
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     lines = [
         "# Families, against transformers on small random weights",
         "",
-        *[f"- {name}: {value}" for name, value in record(threads, PACKAGES).items()],
+        *[f"- {name}: {value}" for name, value in record(threads, packages=PACKAGES).items()],
         "",
         "| family | max abs difference of logits | greedy, same tokens | 4 beams, same tokens "
         "| absorbed, same greedy tokens |",

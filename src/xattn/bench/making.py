@@ -80,8 +80,8 @@ SHAPES: dict[str, Shape] = {
     "t5-small": _t5(512, 2048, 6, 8),
     "t5-base": _t5(768, 3072, 12, 12),
     "marian": _marian(512, 2048, 6, 8, 58101),
-    "t5-tiny": _t5(32, 64, 2, 4, vocab=99),
-    "marian-tiny": _marian(32, 64, 2, 4, vocab=99),
+    "t5-tiny": _t5(64, 128, 2, 4, vocab=997),
+    "marian-tiny": _marian(64, 128, 2, 4, vocab=997),
 }
 """Random models by name: two of T5's published shapes, opus-mt's, and two for tests."""
 

@@ -1,0 +1,46 @@
+"""Engines that did other work are found out."""
+
+from xattn.bench.equality import agreement, judge, where
+
+ONE = [[5, 6, 7], [8, 9]]
+
+
+def test_equal_outputs_pass():
+    verdict = judge("same tokens", {"a": [ONE], "b": [ONE]})
+    assert verdict.holds
+    assert verdict.agreement == 1.0
+    assert verdict.compared == ("a", "b")
+
+
+def test_one_other_token_fails_and_is_named():
+    verdict = judge("same tokens", {"a": [ONE], "b": [[[5, 6, 7], [8, 1]]]})
+    assert not verdict.holds
+    assert verdict.agreement == 4 / 5
+    assert verdict.faults == ("a and b differ: answer 1, token 1: 9 against 1",)
+
+
+def test_quantised_weights_may_choose_others_but_not_fewer():
+    others = judge("same counts", {"a": [ONE], "b": [[[5, 6, 1], [8, 9]]]})
+    assert others.holds
+    assert others.agreement == 4 / 5
+    fewer = judge("same counts", {"a": [ONE], "b": [[[5, 6, 7], [8]]]})
+    assert fewer.faults == ("a and b made different numbers of tokens: [3, 2] and [3, 1]",)
+
+
+def test_an_engine_that_changes_its_mind_fails():
+    verdict = judge("same tokens", {"a": [ONE, [[5, 6, 7], [8, 1]]], "b": [ONE]})
+    assert verdict.faults == ("a gave 2 different outputs: answer 1, token 1: 9 against 1",)
+
+
+def test_alone_there_is_nothing_to_agree_with():
+    verdict = judge("same tokens", {"a": [ONE]})
+    assert verdict.holds
+    assert verdict.agreement is None
+    assert judge("same tokens", {}).agreement is None
+
+
+def test_answers_that_are_missing_are_no_agreement():
+    assert agreement([[1, 2]], [[1]]) == 0.5
+    assert agreement([[1], [2]], [[1]]) == 0.5
+    assert where([[1], [2]], [[1]]) == "2 answers against 1"
+    assert where([[1, 2]], [[1]]) == "answer 0: 2 tokens against 1"
