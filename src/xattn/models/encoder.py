@@ -1,10 +1,15 @@
 """The one encoder, for text and for audio, from the same sub-layers as the decoder.
 
-Axes: N sources, S positions, H heads, D model width, F log-mel frames, M mel bins.
+Sources go through it one behind the other, without padding: whatever is not attention treats every
+position alike, and attention treats all sources of one length together.
+
+Axes: P positions of all sources, N sources of one length, S their positions, H heads, D model
+width, F log-mel frames, M mel bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +20,39 @@ from xattn.models.layers import Attention, FeedForward, empty_embedding, make_no
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.spec import AudioStemSpec, EncoderSpec
 
-DENSE_NUMBERS = 2**20
-"""The biases of a padded batch are written out up to so many; beyond, each length is alone."""
+TOGETHER = 4096
+"""Positions that go through an encoder in one pass, unless one source alone has more."""
+
+
+def packs(lengths: Sequence[int]) -> list[list[int]]:
+    """Which sources go through an encoder together: those of one length are neighbours."""
+    found: list[list[int]] = []
+    room = 0
+    for n in sorted(range(len(lengths)), key=lengths.__getitem__):
+        room -= lengths[n]
+        if room < 0 or not found:
+            found.append([])
+            room = TOGETHER - lengths[n]
+        found[-1].append(n)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """What the attention of every layer needs to know of a batch."""
+class Pack:
+    """What the attention of every layer needs to know of sources that go together."""
 
     lengths: Sequence[int]
-    """Real tokens of each row."""
-    mask_NS: Tensor | None
-    """True at real tokens; None where all are."""
+    """Positions of each source, in the order in which they follow each other."""
     bias_1HSS: Tensor | None
-    """Relative-position bias with the queries last one first, if the model has one."""
+    """Relative-position bias of the longest, queries last one first, if the model has one."""
+
+    def alike(self) -> Iterator[tuple[slice, int]]:
+        """Positions of neighbours of one length, and that length."""
+        start = 0
+        for length, sources in groupby(self.lengths):
+            stop = start + length * len(list(sources))
+            yield slice(start, stop), length
+            start = stop
 
 
 class EncoderLayer(nn.Module):
@@ -42,49 +66,40 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = make_norm(spec.norm, spec.width)
         self.ffn = FeedForward(spec.feed_forward, spec.width)
 
-    def forward(self, x_NSD: Tensor, rows: Rows) -> Tensor:
-        """[N, S, D] -> [N, S, D]."""
+    def forward(self, x_PD: Tensor, pack: Pack) -> Tensor:
+        """[P, D] -> [P, D]."""
         if self.norm_first:
-            x_NSD = saturate(x_NSD + self._attend(self.self_norm(x_NSD), rows))
-            return saturate(x_NSD + self.ffn(self.ffn_norm(x_NSD)))
-        x_NSD = self.self_norm(saturate(x_NSD + self._attend(x_NSD, rows)))
-        return self.ffn_norm(saturate(x_NSD + self.ffn(x_NSD)))
+            x_PD = saturate(x_PD + self._attend(self.self_norm(x_PD), pack))
+            return saturate(x_PD + self.ffn(self.ffn_norm(x_PD)))
+        x_PD = self.self_norm(saturate(x_PD + self._attend(x_PD, pack)))
+        return self.ffn_norm(saturate(x_PD + self.ffn(x_PD)))
 
-    def _attend(self, h_NSD: Tensor, rows: Rows) -> Tensor:
-        attention, scale = self.self_attn, self.self_attn.spec.scale
-        q_NSHK, bias = attention.queries(h_NSD), rows.bias_1HSS
-        segment = Materialized(
-            k_NGSK=attention.keys(h_NSD), v_NGSK=attention.values(h_NSD), mask_NS=rows.mask_NS
-        )
-        if bias is None:
-            return attention.output(attend(q_NSHK, segment, scale=scale)[0])
-        q_NSHK = q_NSHK.flip(1)  # as the bias has them
-        if rows.mask_NS is None or len(rows.lengths) * bias.numel() <= DENSE_NUMBERS:
-            out_NSHK, _ = attend(q_NSHK, segment, scale=scale, bias_NHWS=bias)
-        else:
-            out_NSHK = _each_length(q_NSHK, segment, rows.lengths, scale, bias)
-        return attention.output(out_NSHK.flip(1))
+    def _attend(self, h_PD: Tensor, pack: Pack) -> Tensor:
+        attention, h_1PD = self.self_attn, h_PD.unsqueeze(0)
+        q_PHK = attention.queries(h_1PD).squeeze(0)
+        k_GPK, v_GPK = attention.keys(h_1PD).squeeze(0), attention.values(h_1PD).squeeze(0)
+        outs = []
+        for places, length in pack.alike():
+            q_NSHK = q_PHK[places].unflatten(0, (-1, length))
+            k_NGSK, v_NGSK = (
+                x_GPK[:, places].unflatten(1, (-1, length)).transpose(0, 1)
+                for x_GPK in (k_GPK, v_GPK)
+            )
+            segment = Materialized(k_NGSK=k_NGSK, v_NGSK=v_NGSK)
+            outs.append(
+                _attend(q_NSHK, segment, attention.spec.scale, pack.bias_1HSS).flatten(0, 1)
+            )
+        return attention.output(outs[0] if len(outs) == 1 else torch.cat(outs))
 
 
-def _each_length(
-    q_NSHK: Tensor, segment: Materialized, lengths: Sequence[int], scale: float, bias_1HSS: Tensor
+def _attend(
+    q_NSHK: Tensor, segment: Materialized, scale: float, bias_1HSS: Tensor | None
 ) -> Tensor:
-    """Attention of rows of equal length together, over their real tokens only.
-
-    Queries, and so their bias, come last one first. Queries of padding give zeros.
-    """
-    pieces, S = [torch.zeros_like(q_NSHK[:1])] * len(lengths), q_NSHK.shape[1]
-    for length in sorted(set(lengths)):
-        alike = [n for n, other in enumerate(lengths) if other == length]
-        real = Materialized(
-            k_NGSK=segment.k_NGSK[alike, :, :length], v_NGSK=segment.v_NGSK[alike, :, :length]
-        )
-        q_ATHK, bias = q_NSHK[alike, S - length :], bias_1HSS[:, :, S - length :, :length]
-        out_ATHK, _ = attend(q_ATHK, real, scale=scale, bias_NHWS=bias)
-        padded_ASHK = F.pad(out_ATHK, (0, 0, 0, 0, S - length, 0))
-        for n, piece in zip(alike, padded_ASHK.split(1), strict=True):
-            pieces[n] = piece
-    return torch.cat(pieces)
+    if bias_1HSS is None:
+        return attend(q_NSHK, segment, scale=scale)[0]
+    S = q_NSHK.shape[1]
+    bias = bias_1HSS[:, :, bias_1HSS.shape[2] - S :, :S]
+    return attend(q_NSHK.flip(1), segment, scale=scale, bias_NHWS=bias)[0].flip(1)
 
 
 class AudioStem(nn.Module):
@@ -125,32 +140,28 @@ class Encoder(nn.Module):
             self.final_norm = make_norm(spec.norm, spec.width)
 
     def forward(self, inputs: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """``inputs`` are ids ``[N, S]``, or log-mel frames ``[N, M, F]`` for audio.
+        """Ids ``[P]`` of one or more sources, or log-mel frames ``[N, M, F]``, -> ``[P, D]``.
 
-        ``lengths`` are the real tokens of each row, where padding follows them; states at padding
-        are meaningless.
+        ``lengths`` are the positions of each source of text, one behind the other; those of one
+        length are fast where they are neighbours.
         """
         if self.spec.audio is not None:
             x_NSD = self.stem(inputs)
+            lengths, x_PD = [x_NSD.shape[1]] * len(x_NSD), x_NSD.flatten(0, 1)
         else:
-            x_NSD = self.embed(inputs)
+            lengths, x_PD = lengths or [len(inputs)], self.embed(inputs)
             if self.spec.embed_scale != 1.0:
-                x_NSD = x_NSD * self.spec.embed_scale
+                x_PD = x_PD * self.spec.embed_scale
+        longest = max(lengths)
         if self.spec.position.kind in ("learned", "sinusoidal"):
-            x_NSD = x_NSD + self.positions(torch.arange(x_NSD.shape[1], device=x_NSD.device))
+            table_SD = self.positions(torch.arange(longest, device=x_PD.device))
+            x_PD = x_PD + torch.cat([table_SD[:length] for length in lengths])
         if self.spec.embedding_norm:
-            x_NSD = self.embed_norm(x_NSD)
-        rows = self._rows(x_NSD, lengths)
-        for layer in self.layers:
-            x_NSD = layer(x_NSD, rows)
-        return self.final_norm(x_NSD) if self.spec.final_norm else x_NSD
-
-    def _rows(self, x_NSD: Tensor, lengths: Sequence[int] | None) -> Rows:
-        N, S = x_NSD.shape[:2]
-        lengths, mask_NS, bias_1HSS = lengths or [S] * N, None, None
-        if min(lengths) < S:
-            places_S = torch.arange(S, device=x_NSD.device)
-            mask_NS = places_S < torch.tensor(lengths, device=x_NSD.device)[:, None]
+            x_PD = self.embed_norm(x_PD)
+        bias_1HSS = None
         if self.spec.position.kind == "relative":
-            bias_1HSS = self.relative_bias.reversed_queries(S, x_NSD.dtype)
-        return Rows(lengths=lengths, mask_NS=mask_NS, bias_1HSS=bias_1HSS)
+            bias_1HSS = self.relative_bias.reversed_queries(longest, x_PD.dtype)
+        pack = Pack(lengths=lengths, bias_1HSS=bias_1HSS)
+        for layer in self.layers:
+            x_PD = layer(x_PD, pack)
+        return self.final_norm(x_PD) if self.spec.final_norm else x_PD

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xattn.attention import Absorbed, Materialized, Segment
 from xattn.errors import UnsupportedModelError, shown
+from xattn.models.products import in_blocks, linear
 from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,23 +76,22 @@ class Attention(nn.Module):
 
     def queries(self, x_RTD: Tensor) -> Tensor:
         """[R, T, D] -> [R, T, H, K]."""
-        q_RTHK = self.q(x_RTD).unflatten(-1, (self.spec.heads, self.spec.head_width))
+        q_RTHK = linear(self.q, x_RTD).unflatten(-1, (self.spec.heads, self.spec.head_width))
         return q_RTHK if self.spec.qk_norm is None else self.q_norm(q_RTHK)
 
     def keys(self, x_NSD: Tensor) -> Tensor:
         """[N, S, D] -> [N, G, S, K]."""
-        k_NSGK = self.k(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width))
+        k_NSGK = linear(self.k, x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width))
         return (k_NSGK if self.spec.qk_norm is None else self.k_norm(k_NSGK)).transpose(1, 2)
 
     def values(self, x_NSD: Tensor) -> Tensor:
         """[N, S, D] -> [N, G, S, K]."""
-        return (
-            self.v(x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width)).transpose(1, 2)
-        )
+        v_NSGK = linear(self.v, x_NSD).unflatten(-1, (self.spec.kv_heads, self.spec.head_width))
+        return v_NSGK.transpose(1, 2)
 
     def output(self, x_RTHK: Tensor) -> Tensor:
         """[R, T, H, K] -> [R, T, D]."""
-        return self.o(x_RTHK.flatten(-2))
+        return linear(self.o, x_RTHK.flatten(-2))
 
     def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment:
         """The memories as this layer reads them; the spec says whether ``form`` is legal."""
@@ -127,9 +127,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        up = self.up(x)
-        inner = self.activation(self.gate(x)) * up if self.spec.gated else self.activation(up)
-        return self.down(inner.to(self.down.weight.dtype)).to(x.dtype)
+        return in_blocks(self._rows, x)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        up = linear(self.up, x)
+        if self.spec.gated:
+            inner = self.activation(linear(self.gate, x)) * up
+        else:
+            inner = self.activation(up)
+        if x.dtype == torch.float16:  # the one of whose matrices the last may be kept wide
+            inner = inner.to(self.down.weight.dtype)
+        return linear(self.down, inner).to(x.dtype)
 
 
 def saturate(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, bytes_of, digest_of
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
-from xattn.models.encoder import Encoder
+from xattn.models.encoder import Encoder, packs
 from xattn.models.state import DecodeState, Group, Projection, Slot
 from xattn.spec import Form, ModelSpec
 
@@ -101,15 +101,17 @@ class Network(nn.Module):
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token ids of N sources -> their states, ``[S, D]`` each."""
         assert self.encoder is not None
-        lengths = [len(row) for row in ids]
-        longest = max(lengths)
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
-        states_NSD = self.encoder(padded.to(self.device), lengths)
+        states: dict[int, Tensor] = {}
+        for pack in packs([len(row) for row in ids]):
+            lengths = [len(ids[n]) for n in pack]
+            ids_P = torch.tensor([number for n in pack for number in ids[n]], device=self.device)
+            pieces = self.encoder(ids_P, lengths).split(lengths)
+            # Each its own storage: a memory that is kept must not keep its whole pack.
+            states |= zip(
+                pack, (p.clone() for p in pieces) if len(pack) > 1 else pieces, strict=True
+            )
         self.counters.encoder_passes += len(ids)
-        if min(lengths) == longest:
-            # Each its own storage: a memory that is kept must not keep its whole batch.
-            return [states.clone() for states in states_NSD] if len(ids) > 1 else list(states_NSD)
-        return [states[:length].clone() for states, length in zip(states_NSD, lengths, strict=True)]
+        return [states[n] for n in range(len(ids))]
 
     @torch.no_grad()
     def encode_kv(self, ids: Sequence[int]) -> Tensor:
@@ -124,7 +126,7 @@ class Network(nn.Module):
         """Log-mel frames ``[N, M, F]`` -> states ``[N, F/2, D]``."""
         assert self.encoder is not None
         self.counters.encoder_passes += mel_NMF.shape[0]
-        return self.encoder(mel_NMF.to(self.device, self.dtype))
+        return self.encoder(mel_NMF.to(self.device, self.dtype)).unflatten(0, (len(mel_NMF), -1))
 
     def project(self, memory: Memory, *, form: Form = "materialized") -> Projection:
         """``memory`` as this decoder reads it; :class:`AbsorptionError` if ``form`` is illegal."""
