@@ -364,13 +364,14 @@ def log_mel(samples_T: Samples | Tensor, mel_bins: int) -> Tensor:
     for start in range(0, frames, WINDOW_FRAMES):
         stop = min(start + WINDOW_FRAMES, frames)
         block_T = padded_T[start * HOP_SAMPLES : (stop - 1) * HOP_SAMPLES + FFT_SAMPLES]
-        spectrum_BF = torch.stft(
-            block_T, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True
-        )
-        log_MF[:, start:stop] = (filters_MB @ spectrum_BF.abs().square()).clamp(min=1e-10).log10()
+        # As a batch of short transforms: torch.stft is several times slower at these.
+        pieces_FT = block_T.unfold(0, FFT_SAMPLES, HOP_SAMPLES) * window
+        parts_FB2 = torch.view_as_real(torch.fft.rfft(pieces_FT)).square()
+        power_FB = parts_FB2[..., 0] + parts_FB2[..., 1]
+        log_MF[:, start:stop] = (filters_MB @ power_FB.T).clamp_(min=1e-10).log10_()
     if frames:
-        log_MF = torch.maximum(log_MF, log_MF.max() - 8.0)
-    return (log_MF + 4.0) / 4.0
+        log_MF.clamp_(min=float(log_MF.max()) - 8.0)
+    return log_MF.add_(4.0).div_(4.0)
 
 
 def window_log_mel(

@@ -112,7 +112,8 @@ class AudioStem(nn.Module):
 
     def forward(self, mel_NMF: Tensor) -> Tensor:
         """[N, M, F] -> [N, F/2, D]."""
-        return F.gelu(self.conv2(F.gelu(self.conv1(mel_NMF)))).transpose(1, 2)
+        x_NDS = F.gelu(self.conv2(F.gelu(self.conv1(mel_NMF))))
+        return x_NDS.transpose(1, 2).contiguous()  # once, and not in every layer
 
 
 class Encoder(nn.Module):
