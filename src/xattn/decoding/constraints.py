@@ -206,11 +206,15 @@ class Constraints:
     ) -> None:
         self._built_in = list(_built_in(settings, eos, vocab_size, device))
         self._processors = list(processors)
-        self.renormalize = settings.renormalize_logits
         self.reads_history = any(
             isinstance(c, RepetitionPenalty | NoRepeatNGram) or getattr(c, "reads_history", False)
             for c in self._built_in
         )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything that could change a logit."""
+        return bool(self._built_in or self._processors)
 
     def __call__(self, logits_RV: Tensor, rows: Rows) -> Tensor:
         """Constrained logits; ``logits_RV`` may be overwritten."""

@@ -5,7 +5,7 @@ Two rules are in use in the field. :class:`RankedPool` follows transformers (``_
 Kasai et al. 2022 (arXiv 2204.05424).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,27 +19,37 @@ REAL = HOPELESS / 2
 """Scores below belong to no sequence worth keeping."""
 
 
-class Candidate(NamedTuple):
-    """A beam with one more token."""
+class End(NamedTuple):
+    """How a candidate ends."""
 
-    score: float
-    """Sum of log-probabilities."""
-    normalized: float
-    """``score`` over the number of new tokens to the power of ``length_penalty``."""
-    row: int
-    token: int
-    logprob: float
-    finish: Finish | None
-    text: str | None
+    finish: Finish
+    text: str | None = None
 
-    @property
-    def running_score(self) -> float:
+
+class Candidates(NamedTuple):
+    """Beams of one request with one more token, best first: an entry of every list for each."""
+
+    scores: list[float]
+    """Sums of log-probabilities; numbers of float32."""
+    rows: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    ends: dict[int, End]
+    """Of those that end with their token, by place."""
+
+    def going_score(self, place: int) -> float:
         """What it goes on with: a finished one goes on only where nothing else is left."""
-        return self.score if self.finish is None else self.score + HOPELESS
+        score = self.scores[place]
+        return score + HOPELESS if place in self.ends else score
 
 
-Complete = Callable[[Candidate, float], Hypothesis]
-"""Makes the hypothesis that ends with a candidate, given its final score."""
+Complete = Callable[[Candidates, int, float], Hypothesis]
+"""Makes the hypothesis that ends with the candidate at a place, given its final score."""
+
+
+def single_normalized(score: float, length: int, penalty: float) -> float:
+    """``score / length ** penalty`` in float32, as the field's searches rank running beams."""
+    return float(torch.tensor(score) / length**penalty)
 
 
 class RankedPool:
@@ -49,40 +59,48 @@ class RankedPool:
         self._settings, self._limit, self._complete = settings, limit, complete
         self._found: list[Hypothesis] = []
 
-    def consider(self, candidates: Sequence[Candidate], step: int) -> list[Candidate] | None:
-        """Note what finished; the beams to go on with, or None when the search is over.
+    def consider(self, candidates: Candidates, step: int) -> list[int] | None:
+        """Note what finished; places of those to go on with, or None when the search is over.
 
         ``step`` counts new tokens before this one. Only the first ``num_beams`` candidates can
         finish, the others are there to go on with.
         """
-        beams = self._settings.num_beams
-        self._found += [
-            self._complete(c, self._final_score(c, step))
-            for c in candidates[:beams]
-            if c.finish is not None and c.score > REAL
-        ]
-        self._found = _ranked(self._found)[:beams]
-        running = sorted(candidates, key=lambda c: -c.running_score)[:beams]
-        if running[0].finish is not None or not self._can_improve(running[0]):
+        beams, ends = self._settings.num_beams, candidates.ends
+        running = list(range(beams))
+        if ends:
+            self._note(candidates, step)
+            places = range(len(candidates.scores))
+            running = sorted(places, key=lambda place: -candidates.going_score(place))[:beams]
+        if running[0] in ends or not self._can_improve(candidates.scores[running[0]], step + 1):
             return None
         return running
 
-    def _final_score(self, candidate: Candidate, step: int) -> float:
-        length = self._settings.scored_length(step + 1, ended=candidate.finish == "eos")
-        if length == step + 1:
-            return candidate.normalized
-        return normalized(candidate.score, length, self._settings.length_penalty)
+    def _note(self, candidates: Candidates, step: int) -> None:
+        beams = self._settings.num_beams
+        self._found += [
+            self._complete(candidates, place, self._final_score(candidates, place, step + 1))
+            for place in candidates.ends
+            if place < beams and candidates.scores[place] > REAL
+        ]
+        self._found = _ranked(self._found)[:beams]
 
-    def _can_improve(self, best: Candidate) -> bool:
+    def _final_score(self, candidates: Candidates, place: int, tokens: int) -> float:
+        settings, score = self._settings, candidates.scores[place]
+        ended = candidates.ends[place].finish == "eos"
+        length = settings.scored_length(tokens, ended=ended)
+        if length == tokens:
+            return single_normalized(score, length, settings.length_penalty)
+        return normalized(score, length, settings.length_penalty)
+
+    def _can_improve(self, score: float, length: int) -> bool:
         settings = self._settings
         if len(self._found) < settings.num_beams:
             return True
         if settings.early_stopping is True:
             return False
-        possible = best.normalized
         if settings.early_stopping == "never" and settings.length_penalty > 0:
-            # In float32, as the scores it is compared with.
-            possible = float(torch.tensor(best.score) / self._limit**settings.length_penalty)
+            length = self._limit
+        possible = single_normalized(score, length, settings.length_penalty)
         return possible > self._found[-1].score
 
     def best(self) -> list[Hypothesis]:
@@ -98,24 +116,26 @@ class PatientPool:
         self._found: list[Hypothesis] = []
         self._top_finished = False
 
-    def consider(self, candidates: Sequence[Candidate], step: int) -> list[Candidate] | None:
+    def consider(self, candidates: Candidates, step: int) -> list[int] | None:
         """Note what finished, and put the next best running candidate in its place."""
-        settings = self._settings
-        chosen = list(candidates[: settings.num_beams])
-        others = candidates[settings.num_beams :]
-        spare = (c for c in others if c.finish is None and c.score > REAL)
-        for place, candidate in enumerate(chosen):
-            if candidate.finish is None:
-                continue
+        beams, (scores, *_, ends) = self._settings.num_beams, candidates
+        chosen = list(range(beams))
+        spare = (p for p in range(beams, len(scores)) if p not in ends and scores[p] > REAL)
+        for place in [place for place in ends if place < beams]:
             self._top_finished |= place == 0
-            if candidate.score > REAL:
-                length = settings.scored_length(step + 1, ended=candidate.finish == "eos")
-                score = normalized(candidate.score, length, settings.length_penalty)
-                self._found.append(self._complete(candidate, score))
-            chosen[place] = next(spare, candidate)
-        if self._enough() or not any(c.finish is None and c.score > REAL for c in chosen):
+            if scores[place] > REAL:
+                self._note(candidates, place, step + 1)
+            chosen[place] = next(spare, place)
+        if self._enough() or not any(p not in ends and scores[p] > REAL for p in chosen):
             return None
         return chosen
+
+    def _note(self, candidates: Candidates, place: int, tokens: int) -> None:
+        settings = self._settings
+        ended = candidates.ends[place].finish == "eos"
+        length = settings.scored_length(tokens, ended=ended)
+        score = normalized(candidates.scores[place], length, settings.length_penalty)
+        self._found.append(self._complete(candidates, place, score))
 
     def _enough(self) -> bool:
         if self._settings.length_penalty == 0:

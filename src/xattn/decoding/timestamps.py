@@ -5,9 +5,11 @@ Axes: R rows, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
+from xattn.decoding.best import Numbers, best_of_logits
 from xattn.decoding.whisper_tokens import WhisperTokens
 
 SECONDS_PER_TIMESTAMP = 0.02
@@ -33,29 +35,36 @@ class TimestampRules:
 
     def __call__(self, tokens: Sequence[Sequence[int]], logits_RV: Tensor) -> Tensor:
         """Ban tokens in place; ``tokens`` are what each row has generated so far."""
-        logits_RV[:, self.tokens.no_timestamps] = BANNED
-        for row, new in enumerate(tokens):
-            self._constrain([*self.prefix, *new], logits_RV[row])
         begin = self.tokens.timestamp_begin
-        times_R = logits_RV[:, begin:].logsumexp(-1)
-        likelier_R = times_R > logits_RV[:, :begin].amax(-1)
-        logits_RV[:, :begin].masked_fill_(likelier_R[:, None], BANNED)
+        # The same numbers: small writes cost less through numpy.
+        rows = logits_RV.numpy() if logits_RV.is_cpu else logits_RV
+        rows[:, self.tokens.no_timestamps] = BANNED
+        for row, new in enumerate(tokens):
+            self._constrain(new, rows[row])
+        times = best_of_logits(logits_RV[:, begin:], 1)
+        totals = (times.logits_RK - times.logprobs_RK)[:, 0].tolist()
+        texts = logits_RV[:, :begin].amax(-1).tolist()
+        for row, (total, text) in enumerate(zip(totals, texts, strict=True)):
+            if total > text:
+                rows[row, :begin] = BANNED
         return logits_RV
 
-    def _constrain(self, sampled: Sequence[int], logits_V: Tensor) -> None:
-        begin = self.tokens.timestamp_begin
-        if not sampled:
+    def _constrain(self, new: Sequence[int], logits_V: Tensor | Numbers) -> None:
+        begin, prefix = self.tokens.timestamp_begin, self.prefix
+        if not new and not prefix:
             logits_V[:begin] = BANNED
             if self.max_initial is not None:
                 logits_V[begin + self.max_initial + 1 :] = BANNED
             return
-        after_time = sampled[-1] >= begin
-        after_pair = after_time and (len(sampled) == 1 or sampled[-2] >= begin)
+        *_, before, latest = (begin, *prefix[-2:], *new[-2:])
+        after_time = latest >= begin
+        # One that comes first counts as the second of a pair.
+        after_pair = after_time and before >= begin
         if after_pair:
             logits_V[begin:] = BANNED
         elif after_time:
             logits_V[: self.tokens.end] = BANNED
-        last = next((token for token in reversed(sampled) if token >= begin), None)
+        last = next((t for t in chain(reversed(new), reversed(prefix)) if t >= begin), None)
         if last is not None:
             # A segment's end may be the next one's start; any other repeat is an empty segment.
             earliest = last if after_time and not after_pair else last + 1

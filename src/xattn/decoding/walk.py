@@ -5,13 +5,16 @@ Axes: R rows, V vocabulary.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xattn.decoding.batch import Plan
+from xattn.decoding.best import Best, best_of_logits
 from xattn.decoding.constraints import Constraints, Processor, Rows, check_choice
 from xattn.decoding.course import Move
 from xattn.decoding.history import History
+from xattn.decoding.notes import Tops
 from xattn.decoding.request import Finish, Hypothesis, TokenLogprob, normalized
 from xattn.decoding.settings import Settings
 from xattn.decoding.stopping import StopStrings
@@ -69,6 +72,7 @@ class Walk:
         device: torch.device,
     ) -> None:
         self._settings, self._stops, self._eos = settings, stops, batch.eos
+        self._device = device
         each = settings.num_return_sequences
         self._owners = [i for i in range(len(batch.requests)) for _ in range(each)]
         self.drafts = [Draft(batch.limits[i]) for i in self._owners]
@@ -94,16 +98,16 @@ class Walk:
         if first and self._settings.num_return_sequences > 1:
             logits_RV = logits_RV[self._owners]
         logits_RV = self._constraints(logits_RV, self._rows)
-        tokens_R, logprobs_R = self._choose(logits_RV)
-        # One transfer for both: ids are exact in float64.
-        tokens, logprobs = torch.stack((tokens_R.double(), logprobs_R.double())).tolist()
-        tops = self._tops(logits_RV)
+        best = best_of_logits(logits_RV, max(1, self._settings.top_logprobs))
+        tokens, logprobs = self._choose(logits_RV, best)
+        tops = Tops(best, self._settings.top_logprobs) if self._settings.top_logprobs else None
         for row, sequence in enumerate(self.active):
             check_choice(logprobs[row], logits_RV, self._rows.step)
             draft = self.drafts[sequence]
-            draft.add(int(tokens[row]), logprobs[row], self._eos, self._stops)
-            draft.top.extend(tops[row : row + 1])
-        kept = self._keep_unfinished(tokens_R)
+            draft.add(tokens[row], logprobs[row], self._eos, self._stops)
+            if tops is not None:
+                draft.top.append(tops.of(row))
+        kept = self._keep_unfinished(tokens)
         if kept is None or not first:
             return kept
         return kept._replace(rows=[self._owners[row] for row in kept.rows])
@@ -118,24 +122,18 @@ class Walk:
         """New tokens of the first sequence so far."""
         return tuple(self.drafts[0].tokens)
 
-    def _choose(self, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probabilities, ``[R]`` each."""
-        total_R = logits_RV.logsumexp(-1)
+    def _choose(self, logits_RV: Tensor, best: Best) -> tuple[list[int], list[float]]:
+        """A token for each row, and its log-probability."""
         if self._uniforms is None:
-            best_R, tokens_R = logits_RV.max(-1)
-            return tokens_R, best_R - total_R
+            return best.ids_RK[:, 0].tolist(), best.logprobs_RK[:, 0].tolist()
         tokens_R = draw(logits_RV, self._settings, self._uniforms.next())
-        return tokens_R, logits_RV.gather(1, tokens_R[:, None]).squeeze(1) - total_R
+        drawn_R = logits_RV.gather(1, tokens_R[:, None]).squeeze(1)
+        # One transfer for both: ids are exact in float64.
+        tokens, drawn = torch.stack((tokens_R.double(), drawn_R.double())).cpu().numpy()
+        behind_R = drawn.astype(np.float32) - best.logits_RK[:, 0]
+        return tokens.astype(np.int64).tolist(), (behind_R + best.logprobs_RK[:, 0]).tolist()
 
-    def _tops(self, logits_RV: Tensor) -> list[tuple[TokenLogprob, ...]]:
-        """The likeliest candidates of each row; nothing where they are not asked for."""
-        if self._settings.top_logprobs == 0:
-            return []
-        best = logits_RV.log_softmax(-1).topk(min(self._settings.top_logprobs, logits_RV.shape[1]))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
-
-    def _keep_unfinished(self, tokens_R: Tensor) -> Move | None:
+    def _keep_unfinished(self, tokens: list[int]) -> Move | None:
         kept = [row for row, i in enumerate(self.active) if self.drafts[i].finish is None]
         rows = self._rows
         rows.step += 1
@@ -143,7 +141,7 @@ class Walk:
             self.active = [self.active[row] for row in kept]
             if not kept:
                 return None
-            tokens_R = tokens_R[kept]
+            tokens = [tokens[row] for row in kept]
             rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
             rows.limits = [rows.limits[row] for row in kept]
             if rows.history is not None:
@@ -151,8 +149,8 @@ class Walk:
             if self._uniforms is not None:
                 self._uniforms.select(kept)
         if rows.history is not None:
-            rows.history.append(tokens_R)
-        return Move(kept, tokens_R)
+            rows.history.append(tokens)
+        return Move(kept, torch.from_numpy(np.array(tokens)).to(self._device))
 
 
 def _generators(batch: Plan, settings: Settings) -> list[torch.Generator]:

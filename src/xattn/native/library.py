@@ -26,6 +26,13 @@ class Library:
         self._product.argtypes = [
             *(POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64)
         ]
+        self.likeliest = functions.xattn_likeliest
+        """The best ``k`` of each row of logits; see ``kernels/likeliest.h``."""
+        self.likeliest.restype = None
+        self.likeliest.argtypes = [
+            *(c_void_p, c_int64, c_int64, c_int64, c_int64),
+            *(c_void_p, c_void_p, c_void_p, c_int64),
+        ]
 
     def step(self, step: Step) -> int:
         """Run a step; 0, or the bytes that its workspace must have where it has fewer."""

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "likeliest.h"
 #include "matrix.h"
 #include "softmax.h"
 
@@ -749,6 +750,11 @@ void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uin
         for (; p + 2 <= panels; p += 2) narrow_rows<2>(*m, rows, p, first, last, y, m->out, false);
         for (; p < panels; p++) narrow_rows<1>(*m, rows, p, first, last, y, m->out, false);
     }
+}
+
+void xattn_likeliest(const float *logits, int64_t stride, int64_t rows, int64_t vocabulary,
+                     int64_t k, float *values, int64_t *ids, float *logprobs, int64_t threads) {
+    likeliest(logits, stride, rows, vocabulary, k, values, ids, logprobs, threads);
 }
 
 int64_t xattn_lanes() { return LANES; }
