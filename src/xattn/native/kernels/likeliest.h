@@ -31,7 +31,7 @@ struct Best {
     }
 };
 
-// The sum of exp(x - top); NaN where an entry is NaN or +inf.
+// The sum of exp(x - top) over some entries.
 struct Mass {
     float top = NOTHING;
     double sum = 0.0;
@@ -69,17 +69,39 @@ static inline void find(const float *x, int64_t from, int64_t to, Best &best) {
     for (; i < to; i++) best.add(x[i], i);
 }
 
+// exp of what is not above 0, to about 2 ulp: 2^n times a polynomial (Cephes, S. Moshier). What is
+// below -87, where float32 ends, counts as that: as nothing, next to the 1 of the largest.
+static inline Lanes small_exponential(Lanes x) {
+    const Lanes log2e = all(1.44269504088896341f), shift = all(12582912.0f);  // 1.5 * 2^23
+    const Lanes held = larger(x, all(-87.0f));
+    const Lanes shifted = held * log2e + shift;  // the lowest bits are the power of 2
+    const Lanes rest = held * log2e - (shifted - shift);
+    Lanes y = all(1.535336188319500e-4f);
+    y = y * rest + 1.339887440266574e-3f;
+    y = y * rest + 9.618437357674640e-3f;
+    y = y * rest + 5.550332471162809e-2f;
+    y = y * rest + 2.402264791363012e-1f;
+    y = y * rest + 6.931472028550421e-1f;
+    y = y * rest + 1.0f;
+    IntLanes power, bits;
+    std::memcpy(&power, &shifted, sizeof power);
+    std::memcpy(&bits, &y, sizeof bits);
+    bits += power << 23;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
 static inline void weigh(const float *x, int64_t from, int64_t to, float top, Mass &mass) {
-    if (top == NOTHING) return;
-    if (is_larger(top, mass.top)) mass.raise(top);
+    if (!std::isfinite(top)) return;  // nothing to weigh, or nothing to weigh it against
+    if (top > mass.top) mass.raise(top);
     Lanes sums[4] = {};
     int64_t i = from;
     for (; i + 4 * LANES <= to; i += 4 * LANES)
-        for (int n = 0; n < 4; n++) sums[n] += exponential(load(x + i + n * LANES) - top);
+        for (int n = 0; n < 4; n++) sums[n] += small_exponential(load(x + i + n * LANES) - top);
     for (; i < to; i += LANES) {
-        Lanes rest = all(NOTHING);
+        Lanes rest = all(NOTHING);  // which adds exp(-87) for each: nothing
         std::memcpy(&rest, x + i, std::min<int64_t>(LANES, to - i) * sizeof(float));
-        sums[0] += exponential(rest - top);
+        sums[0] += small_exponential(rest - top);
     }
     mass.sum += sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
@@ -127,7 +149,7 @@ static void likeliest(const float *logits, int64_t stride, int64_t R, int64_t V,
         double sum = 0.0;
         for (int64_t c = r * pieces; c < (r + 1) * pieces; c++)
             if (found[c].sum != 0.0) sum += found[c].sum * std::exp(double(found[c].top) - top);
-        const float log = static_cast<float>(std::log(sum));
+        const float log = std::isfinite(top) ? std::log(sum) : std::nanf("");
         for (int64_t i = 0; i < k; i++) logprobs[r * k + i] = (best.values[i] - top) - log;
     }
 }
