@@ -38,6 +38,9 @@ class TreeState:
         self.memories = [self.memories[row] for row in rows]
         self.tokens = [self.tokens[row] for row in rows]
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        self.tokens = [seen[:n] for seen, n in zip(self.tokens, lengths, strict=True)]
+
 
 class TreeNetwork:
     """As much of a network as decoding needs."""
@@ -77,6 +80,11 @@ class TreeNetwork:
         vocab = self.spec.decoder.vocab_size
         rows = zip(state.memories, state.tokens, strict=True)
         return torch.stack([logits_of(vocab, memory, tokens) for memory, tokens in rows])
+
+    def step_all(self, tokens_RT: torch.Tensor, state: TreeState) -> torch.Tensor:
+        columns = [self.step(column[:, None], state) for column in tokens_RT.unbind(1)]
+        self.rows_of_steps[-len(columns) :] = [len(tokens_RT)]
+        return torch.stack(columns, dim=1)
 
 
 def memory(label: str) -> Memory:

@@ -156,6 +156,8 @@ class Memory:
     """True where a position may be read; None when all may."""
     label: str = ""
     """What a person would call the source: a file name, the first words."""
+    source_tokens: tuple[int, ...] = field(default=(), repr=False)
+    """Token ids of a text, where it was encoded in this process; at rest a memory has none."""
     details: dict[str, Any] = field(default_factory=dict, repr=False)
     """What the input side wants to remember (seconds of audio, source language)."""
 

@@ -184,3 +184,19 @@ def test_words_end_where_a_stop_string_cut_the_text(whisper, memory):
     )
     for one in (answer, *answer.alternatives):
         assert [word.word.strip().lower() for word in one.words] == ["many", "people", "can"]
+
+
+def test_guesses_copy_in_fewer_steps():
+    model = xattn.load("smollm2-135m-instruct", offline=True)
+    text = "Amelia Whitford of Northgate Logistics opened container 7741-B on 14 March."
+    prompt = [{"role": "user", "content": f"Repeat this text exactly, word for word:\n\n{text}"}]
+    found, steps = [], []
+    for guesses in (None, 8):
+        before = model.counters.steps
+        found.append(
+            model.generate(prompt=prompt, max_new_tokens=32, prompt_lookup_num_tokens=guesses)
+        )
+        steps.append(model.counters.steps - before)
+    assert found[1].tokens == found[0].tokens
+    assert steps[1] < steps[0] / 2
+    assert model.encode(text).source_tokens == tuple(model.tokenizer.encode(text).ids)

@@ -311,6 +311,9 @@ GENERATION: dict[str, Option] = {
     ),
     "patience": Option(float, SEARCH, "Beam search ends at num-beams times this many results."),
     "num_return_sequences": Option(int, SEARCH, "Results per input, the best first."),
+    "prompt_lookup_num_tokens": Option(
+        int, SEARCH, "Tokens to guess from what was read, and to check in one step."
+    ),
     "do_sample": Option(bool, SAMPLING, "Draw tokens instead of taking the likeliest."),
     "temperature": Option(float, SAMPLING, "Divides the logits."),
     "top_k": Option(int, SAMPLING, "Among the likeliest K tokens; 0 is all."),

@@ -23,6 +23,9 @@ class State(Protocol):
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``; memories are shared, not copied."""
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget all but the first ``lengths[r]`` tokens of row r."""
+
 
 S = TypeVar("S", bound=State)
 
@@ -46,6 +49,10 @@ class Steps(Protocol[S]):
 
     def step(self, tokens_RT: Tensor, state: S, counts_R: Tensor | None = None, /) -> Tensor:
         """Logits ``[R, V]`` after the last valid token of each row; ours to overwrite."""
+        ...
+
+    def step_all(self, tokens_RT: Tensor, state: S, /) -> Tensor:
+        """Logits ``[R, T, V]`` after every token; ours to overwrite."""
         ...
 
 

@@ -13,6 +13,7 @@ from xattn.decoding.batch import Plan, S, Steps, plan, prefill
 from xattn.decoding.beam import Beams
 from xattn.decoding.constraints import Processor
 from xattn.decoding.course import Course, Move
+from xattn.decoding.lookup import LookupRun
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.settings import Settings
 from xattn.decoding.stopping import Detokenizer, stop_strings_of
@@ -41,7 +42,7 @@ def decode(
     """
     batch = plan(network.spec, requests, settings)
     course = course_of(network, batch, settings, tokenizer, processors)
-    run = Run(network, batch, course, form)
+    run = run_of(network, batch, course, settings, form)
     with torch.inference_mode():
         while run.advance():
             pass
@@ -68,7 +69,7 @@ def stream(
     require(wanted == 1, "num_return_sequences", "1 to stream", wanted)
     batch = plan(network.spec, [request], settings)
     course = course_of(network, batch, settings, tokenizer, processors)
-    run = Run(network, batch, course, form)
+    run = run_of(network, batch, course, settings, form)
 
     def tokens() -> Iterator[int]:
         going = True
@@ -92,6 +93,15 @@ def course_of(
     kind = Beams if settings.num_beams > 1 else Walk
     vocab_size = network.spec.decoder.vocab_size
     return kind(batch, settings, stops, processors, vocab_size, network.device)
+
+
+def run_of(
+    network: Steps[S], batch: Plan, course: Course, settings: Settings, form: Form
+) -> "Run[S] | LookupRun[S]":
+    """What runs the network as ``course`` says, with guesses where the settings ask for them."""
+    if settings.prompt_lookup_num_tokens is None:
+        return Run(network, batch, course, form)
+    return LookupRun(network, batch, course, form, settings.prompt_lookup_num_tokens)
 
 
 class Run(Generic[S]):

@@ -18,6 +18,9 @@ LEAST_TEMPERATURE = 1e-4
 MOST_LENGTH_PENALTY = 32
 """Beyond it a length to that power leaves float64."""
 
+MOST_GUESSES = 63
+"""Tokens that the decoder checks in one step, beside the one that is certain."""
+
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 LENGTHS = ("max_new_tokens", "max_length")
 SEQUENCES = (
@@ -42,7 +45,6 @@ NOT_RUN: dict[str, tuple[object, ...]] = {
     "max_time": (None,),
     "num_beam_groups": (None, 1),
     "penalty_alpha": (None, 0.0),
-    "prompt_lookup_num_tokens": (None,),
     "sequence_bias": (None,),
     "token_healing": (None, False),
     "top_h": (None,),
@@ -143,6 +145,11 @@ class Settings:
     given. transformers counts it, CTranslate2 does for translation and does not for Whisper."""
     num_return_sequences: int = 1
 
+    prompt_lookup_num_tokens: int | None = None
+    """Guess up to so many next tokens from where the latest ones occurred before, in the prompt,
+    the answer or a text attended to, and check them all in one step of the decoder (Saxena 2023).
+    The tokens stay the same. For one sequence at a time, without beams."""
+
     stop_strings: tuple[str, ...] = ()
     """Text that ends a sequence; it is cut from the text and kept in the tokens."""
     eos_token_id: tuple[int, ...] | None = None
@@ -171,6 +178,16 @@ class Settings:
                 bound,
                 self.min_new_tokens,
             )
+
+        guesses = self.prompt_lookup_num_tokens
+        if guesses is not None:
+            fits = is_whole(guesses, 1) and guesses <= MOST_GUESSES
+            bound = f"a whole number from 1 to {MOST_GUESSES}, or None"
+            require(fits, "prompt_lookup_num_tokens", bound, guesses)
+            bound = "1 with prompt_lookup_num_tokens, which is for one sequence at a time"
+            for name in ("num_beams", "num_return_sequences"):
+                value = getattr(self, name)
+                require(value == 1, name, bound, value)
 
     def _check_sampling(self) -> None:
         require(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.errors import require
 from xattn.spec import DecoderSpec
 
 FIRST_CAPACITY = 32
@@ -177,6 +178,17 @@ class SelfCache:
             for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
                 self.places_RC[row, length : length + count] = self.own[row]
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget what row r has seen after its first ``lengths[r]`` tokens."""
+        fits = len(lengths) == len(self.lengths)
+        fits = fits and all(0 <= n <= seen for n, seen in zip(lengths, self.lengths, strict=True))
+        bound = f"one for each row, and at most what it has seen ({self.lengths})"
+        require(fits, "lengths", bound, list(lengths))
+        if self.places_RC is not None:
+            # A row's new tokens would overwrite old ones of its own that another row still reads.
+            self.settle()
+        self.lengths = list(lengths)
 
     def only_row_SF(self) -> Tensor:
         """Keys and values of the only row, as a memory holds them: ``[S, L * 2 * G * K]``."""

@@ -60,6 +60,13 @@ class CompiledDecoder:
         state.cache.advance([T] * R)
         return logits_RV
 
+    def step_all(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
+        """The same with logits ``[R, T, V]`` after every token."""
+        R, T = tokens_RT.shape
+        logits_MV = self._run(tokens_RT, state, np.arange(R * T))
+        state.cache.advance([T] * R)
+        return logits_MV.view(R, T, -1)
+
     def _run(self, tokens_RT: Tensor, state: DecodeState, wanted: np.ndarray[Any, Any]) -> Tensor:
         R, T = tokens_RT.shape
         session = state.native

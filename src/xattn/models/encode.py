@@ -70,6 +70,7 @@ class Prepared:
             key=self.key,
             spans=self.spans,
             label=self.label,
+            source_tokens=tuple(self.inputs) if isinstance(self.inputs, list) else (),
             details=self.details,
         )
 

@@ -184,6 +184,15 @@ class Network(nn.Module):
         last = torch.tensor(counts, device=self.device) - 1
         return self.decoder.logits(hidden_RTD[torch.arange(len(counts), device=self.device), last])
 
+    @torch.inference_mode()
+    def step_all(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
+        """Feed tokens; returns the logits ``[R, T, V]`` after every one of them, float32."""
+        self.counters.steps += 1
+        compiled = self._compiled
+        if compiled is not None and compiled.takes(tokens_RT, state):
+            return compiled.step_all(tokens_RT, state)
+        return self.decoder.logits(self.decoder.hidden(tokens_RT.to(self.device), state))
+
     def _refresh_compiled(self) -> None:
         """Describe the decoder to the kernels again where a weight was replaced."""
         if not self.use_kernels:

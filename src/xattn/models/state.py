@@ -187,6 +187,10 @@ class DecodeState:
             for slot in self.slots
         ]
 
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget all but the first ``lengths[r]`` tokens of row r: drafts that were not taken."""
+        self.cache.truncate(lengths)
+
     def _readings(self) -> list[list[tuple[int, int]]]:
         """For each row, the memories that it reads: which projection's, and which of them."""
         reading: list[list[tuple[int, int]]] = [[] for _ in range(self.rows)]
