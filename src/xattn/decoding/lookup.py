@@ -1,8 +1,8 @@
 """Prompt lookup: guessing next tokens from where the latest ones occurred before (Saxena 2023).
 
 A guess costs nothing to make. Several are checked in one step of the decoder, which reads its
-weights once whatever the number of tokens, and those are kept that the course chooses as well. It is
-handed the same logits as without, so that it takes the same decisions, whatever they depend on.
+weights once whatever the number of tokens, and those are kept that the course chooses as well. It
+is handed the same logits as without, and so takes the same decisions, whatever they depend on.
 
 Axes: T tokens, V vocabulary.
 """
