@@ -7,6 +7,7 @@ Axes: R rows, T tokens, N memories or sources, S positions, D model width, V voc
 frames, M mel bins.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -330,9 +331,14 @@ def _diagonal(weight: Tensor) -> Tensor:
     if weight.dim() < 2:
         return weight.flatten()
     flat = weight.flatten(1)
-    rows, columns = flat.shape
-    offsets = (*range(0, columns, rows), *range(-columns, -rows, -columns))
-    return torch.cat([flat.diagonal(offset) for offset in offsets])
+    return flat[_places(*flat.shape, weight.device)]
+
+
+@functools.lru_cache(maxsize=64)
+def _places(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the numbers on a diagonal that begins again where the matrix ends."""
+    along = torch.arange(max(rows, columns), device=device)
+    return along % rows, along % columns
 
 
 def _identity(item: Attended) -> str:
