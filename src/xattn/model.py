@@ -231,7 +231,9 @@ class Model:
         their order. Anything that is not a memory is encoded first. ``prompt`` is what the decoder
         continues: a prefix of the target, or all the input of a decoder-only model, as text, token
         ids, or chat messages. ``form`` is how cross-attention reads a memory, ``"materialized"``
-        (keys and values per layer) or ``"absorbed"`` (the states themselves, for all layers).
+        (keys and values per layer) or ``"absorbed"`` (the states themselves, for all layers);
+        ``"materialized-int8"`` and ``"absorbed-int8"`` are the same in a quarter of the bytes, with
+        8 bits for each number.
 
         ``language`` is the source language (translation) or the spoken one (Whisper; detected where
         None); ``target_language`` the one to translate into; ``task`` and ``word_timestamps`` are

@@ -9,18 +9,35 @@ L layers, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from xattn.errors import AbsorptionError, require
 
 NormKind = Literal["layer", "rms"]
 NormPlace = Literal["before", "after"]
 PositionKind = Literal["none", "learned", "sinusoidal", "relative", "rotary"]
-Form = Literal["materialized", "absorbed"]
+Form = Literal["materialized", "absorbed", "materialized-int8", "absorbed-int8"]
+"""How cross-attention reads a memory: per-layer K and V or the states themselves, as floats or as
+int8 with a scale for each position (of each head)."""
 PlacementKind = Literal["separate", "gated", "merged"]
 Modality = Literal["text", "audio", "image", "table"]
 
+FORMS: tuple[Form, ...] = get_args(Form)
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+
+
+SCALE_BYTES = 4
+"""Of what a step of a row of int8 is worth."""
+
+
+def is_absorbed(form: Form) -> bool:
+    """Whether a form keeps the states themselves, which all layers share."""
+    return form.startswith("absorbed")
+
+
+def is_narrow(form: Form) -> bool:
+    """Whether a form keeps its numbers as int8."""
+    return form.endswith("-int8")
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -227,7 +244,7 @@ class DecoderSpec(StackSpec):
         if obstacle is not None:
             raise AbsorptionError(
                 f"absorbed attention is not exact for this decoder: {obstacle}; "
-                "use form='materialized'."
+                "use form='materialized' or 'materialized-int8'."
             )
 
     @property
@@ -245,11 +262,14 @@ class DecoderSpec(StackSpec):
         """What cross-attention reads for one memory: per-layer K and V, or the states once."""
         if self.cross_attention is None:
             return 0
-        if form == "absorbed":
-            return positions * self.memory_width * dtype_bytes(dtype)
-        attention = self.cross_attention
-        per_position = 2 * self.placement.count * attention.kv_heads * attention.head_width
-        return positions * per_position * dtype_bytes(dtype)
+        if is_absorbed(form):
+            rows, width = 1, self.memory_width
+        else:
+            attention = self.cross_attention
+            rows = 2 * self.placement.count * attention.kv_heads
+            width = attention.head_width
+        per_row = width + SCALE_BYTES if is_narrow(form) else width * dtype_bytes(dtype)
+        return positions * rows * per_row
 
 
 @dataclass(frozen=True, kw_only=True)

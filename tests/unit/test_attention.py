@@ -1,12 +1,23 @@
 """The primitive against its naive twin: outputs, log-sum-exps and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xattn.attention import Absorbed, Materialized, attend, attention_weights, combine, merge
+from xattn.attention import (
+    Absorbed,
+    Materialized,
+    attend,
+    attention_weights,
+    combine,
+    merge,
+    narrow,
+)
 from xattn.attention.reference import attend_reference, materialize
+from xattn.attention.segments import BLOCK
 
 INF = float("inf")
 
@@ -38,11 +49,22 @@ def absorbed(n=2, s=7, g=2, k=8, d=12, *, seed=0, masked=(), biases=True):
     )
 
 
+def narrowed(s=7, **shape):
+    return materialized(s=s, **shape).narrowed()
+
+
+def narrowed_states(s=7, **shape):
+    wide = absorbed(s=s, **shape)
+    states_NSD, scales_NS = narrow(wide.states_NSD)
+    return replace(wide, states_NSD=states_NSD, scales_NS=scales_NS)
+
+
 def queries(n=2, w=3, h=4, k=8, seed=1):
     return torch.randn(n, w, h, k, generator=torch.Generator().manual_seed(seed))
 
 
 MAKERS = {"materialized": materialized, "absorbed": absorbed}
+NARROW_MAKERS = {"materialized-int8": narrowed, "absorbed-int8": narrowed_states}
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -54,6 +76,37 @@ def test_attend_equals_twin(make, heads, groups, masked):
     want, want_lse = attend_reference(q, [segment], scale=0.3)
     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse, want_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", NARROW_MAKERS.values(), ids=NARROW_MAKERS)
+@pytest.mark.parametrize("positions", [7, BLOCK, 2 * BLOCK + 5])
+@pytest.mark.parametrize("masked", [(), ((0, 3),), ((0, 0), (1, BLOCK + 2))], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_narrow_segments_equal_what_they_stand_for(make, positions, masked, biased):
+    segment, q = make(s=positions, masked=masked), queries()
+    random = torch.Generator().manual_seed(5)
+    bias = torch.randn(2, 1, 1, positions, generator=random) if biased else None
+    out, lse = attend(q, segment, scale=0.3, bias_NHWS=bias)
+    want, want_lse = attend_reference(q, [segment], scale=0.3, bias_NHWS=bias)
+    torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse, want_lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", NARROW_MAKERS.values(), ids=NARROW_MAKERS)
+def test_weights_of_narrow_segments_are_those_that_attend_uses(make):
+    segment, q = make(s=BLOCK + 9, masked=((0, 5),)), queries()
+    weights = attention_weights(q, segment, [0, 3], scale=0.3)
+    values = materialize(segment).v_NGSK[:, [0, 1]]
+    read = torch.einsum("nwas,nask->nwak", weights, values)
+    out, _ = attend(q, segment, scale=0.3)
+    torch.testing.assert_close(read, out[:, :, [0, 3]], atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_of_zeros_stays_zero_and_what_is_no_number_shows():
+    steps, scales = narrow(torch.tensor([[0.0, 0.0], [1e-30, -2e-30], [float("nan"), 1.0]]))
+    assert (steps[0] == 0).all()
+    assert steps[1] * scales[1] == pytest.approx(torch.tensor([1e-30, -2e-30]), rel=0.01)
+    assert scales[2].isnan()
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

@@ -6,7 +6,7 @@ and one ``merge``, which equals one softmax over the concatenation, without the 
 
 from xattn.attention.attend import attend, attention_weights
 from xattn.attention.merge import combine, merge
-from xattn.attention.segments import Absorbed, Materialized, Segment
+from xattn.attention.segments import Absorbed, Materialized, Segment, narrow
 
 __all__ = [
     "Absorbed",
@@ -16,4 +16,5 @@ __all__ = [
     "attention_weights",
     "combine",
     "merge",
+    "narrow",
 ]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xattn.attention.merge import Part, logsumexp
+from xattn.attention.merge import Part, combine, logsumexp
 from xattn.attention.segments import Absorbed, Segment
 
 QUERY_BLOCK = 1024
@@ -34,7 +34,16 @@ def attend(
 
     Returns the output ``[N, W, H, K]`` and the log-sum-exp of the scores ``[N, W, H]``. A query
     that may read no position gets zeros and -inf.
+
+    A narrow segment is read block by block, and the blocks are merged.
     """
+    if segment.is_narrow:
+        return combine(
+            [
+                attend(q_NWHK, block, scale=scale, bias_NHWS=_at(bias_NHWS, where))
+                for where, block in segment.blocks()
+            ]
+        )
     if isinstance(segment, Absorbed):
         return _attend_absorbed(q_NWHK, segment, scale, bias_NHWS)
     W, H = q_NWHK.shape[1:3]
@@ -61,25 +70,38 @@ def attention_weights(
 
     Kept apart from :func:`attend`, so that whoever wants to look never slows down whoever decodes.
     """
-    H, chosen = q_NWHK.shape[2], list(heads)
-    q_NAWK = q_NWHK[:, :, chosen].transpose(1, 2).float()
-    if isinstance(segment, Absorbed):
-        per_group = H // segment.k_weight_GKD.shape[0]
-        k_weight_AKD = segment.k_weight_GKD[[head // per_group for head in chosen]].float()
-        scores_NAWS = (q_NAWK @ k_weight_AKD) @ segment.states_NSD.float().transpose(
-            1, 2
-        ).unsqueeze(1)
+    if segment.is_narrow:
+        blocks = [_scores(q_NWHK, block, heads) for _, block in segment.blocks()]
+        scores_NAWS = torch.cat(blocks, dim=-1) * scale
     else:
-        per_group = H // segment.k_NGSK.shape[1]
-        k_NASK = segment.k_NGSK[:, [head // per_group for head in chosen]].float()
-        scores_NAWS = q_NAWK @ k_NASK.transpose(-1, -2)
-    scores_NAWS = scores_NAWS * scale
+        scores_NAWS = _scores(q_NWHK, segment, heads) * scale
     bias = segment.bias_N11S
     if bias is None:
         return scores_NAWS.softmax(dim=-1).transpose(1, 2)
     unread_N111 = (bias == float("-inf")).all(dim=-1, keepdim=True)
     weights_NAWS = (scores_NAWS + bias).softmax(dim=-1).masked_fill(unread_N111, 0.0)
     return weights_NAWS.transpose(1, 2)
+
+
+def _scores(q_NWHK: Tensor, segment: Segment, heads: Sequence[int]) -> Tensor:
+    """Products ``[N, A, W, S]`` of the chosen heads' queries with all keys, in float32."""
+    H, chosen = q_NWHK.shape[2], list(heads)
+    q_NAWK = q_NWHK[:, :, chosen].transpose(1, 2).float()
+    if isinstance(segment, Absorbed):
+        per_group = H // segment.k_weight_GKD.shape[0]
+        k_weight_AKD = segment.k_weight_GKD[[head // per_group for head in chosen]].float()
+        states_N1DS = segment.states_NSD.float().transpose(1, 2).unsqueeze(1)
+        return (q_NAWK @ k_weight_AKD) @ states_N1DS
+    per_group = H // segment.k_NGSK.shape[1]
+    k_NASK = segment.k_NGSK[:, [head // per_group for head in chosen]].float()
+    return q_NAWK @ k_NASK.transpose(-1, -2)
+
+
+def _at(bias_NHWS: Tensor | None, where: slice) -> Tensor | None:
+    """A bias at some positions; one that is the same at all of them stays as it is."""
+    if bias_NHWS is None or bias_NHWS.shape[-1] == 1:
+        return bias_NHWS
+    return bias_NHWS[..., where]
 
 
 def _attend_absorbed(

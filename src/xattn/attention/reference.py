@@ -16,14 +16,23 @@ from xattn.attention.segments import Materialized, Segment
 def materialize(segment: Segment) -> Materialized:
     """The keys and values that a segment stands for."""
     if isinstance(segment, Materialized):
-        return segment
-    k_NGSK = torch.einsum("nsd,gkd->ngsk", segment.states_NSD, segment.k_weight_GKD)
-    v_NGSK = torch.einsum("nsd,gkd->ngsk", segment.states_NSD, segment.v_weight_GKD)
+        return Materialized(
+            k_NGSK=_wide(segment.k_NGSK, segment.k_scales_NGS),
+            v_NGSK=_wide(segment.v_NGSK, segment.v_scales_NGS),
+            mask_NS=segment.mask_NS,
+        )
+    states_NSD = _wide(segment.states_NSD, segment.scales_NS)
+    k_NGSK = torch.einsum("nsd,gkd->ngsk", states_NSD, segment.k_weight_GKD)
+    v_NGSK = torch.einsum("nsd,gkd->ngsk", states_NSD, segment.v_weight_GKD)
     if segment.k_bias_GK is not None:
         k_NGSK = k_NGSK + segment.k_bias_GK[:, None, :]
     if segment.v_bias_GK is not None:
         v_NGSK = v_NGSK + segment.v_bias_GK[:, None, :]
     return Materialized(k_NGSK=k_NGSK, v_NGSK=v_NGSK, mask_NS=segment.mask_NS)
+
+
+def _wide(x: Tensor, scales: Tensor | None) -> Tensor:
+    return x if scales is None else x * scales[..., None]
 
 
 def attend_reference(

@@ -26,7 +26,7 @@ def load_model(name: str, *, threads: int | None = None, **loading: Any) -> "Mod
 
 def numbers_of(loading: dict[str, Any]) -> dict[str, Any]:
     """What of the loading changes the answers."""
-    return {name: loading[name] for name in ("dtype", "quantize")}
+    return {name: loading.get(name) for name in ("dtype", "quantize")}
 
 
 def _load(name: str, threads: int | None, loading: dict[str, Any]) -> "Model":

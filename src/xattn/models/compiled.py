@@ -260,7 +260,7 @@ class Session:
         self._held += [projections, masks]
         return structs.Reads(
             memories=len(readers),
-            numbers=0,
+            numbers=sample.is_narrow,
             absorbed=sample.states_NSD.shape[2] if isinstance(sample, Absorbed) else 0,
             layers=len(layers),
             segments=(structs.Segment * len(segments))(*segments),
@@ -288,7 +288,7 @@ def _readers(state: DecodeState) -> Iterator[tuple[Projection, int, list[int]]]:
 
 
 def _readable(state: DecodeState) -> bool:
-    """All memories are in one form, in float32."""
+    """All memories are in one form."""
     forms = {group.projection.form for slot in state.slots for group in slot}
     return len(forms) <= 1
 
@@ -301,19 +301,24 @@ def _of(projection: Projection, layer: int) -> Segment:
 
 def _segment(segment: Segment, member: int) -> structs.Segment:
     if isinstance(segment, Absorbed):
-        states_SD = segment.states_NSD[member]
-        keys = values = states_SD
-        groups = (0, 0)
+        keys = values = segment.states_NSD[member]
+        scales = (segment.scales_NS, segment.scales_NS)
+        groups = (0, 0, 0)
     else:
         keys, values = segment.k_NGSK[member], segment.v_NGSK[member]
-        groups = (keys.stride(0), values.stride(0))
+        scales = (segment.k_scales_NGS, segment.v_scales_NGS)
+        groups = (keys.stride(0), values.stride(0), keys.shape[1])
+    key_scales, value_scales = (None if s is None else s[member].data_ptr() for s in scales)
     return structs.Segment(
         keys=keys.data_ptr(),
         values=values.data_ptr(),
+        key_scales=key_scales,
+        value_scales=value_scales,
         key_group=groups[0],
         key_stride=keys.stride(-2),
         value_group=groups[1],
         value_stride=values.stride(-2),
+        scale_group=groups[2],
     )
 
 

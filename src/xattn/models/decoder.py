@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xattn.attention import Materialized, Segment, attend, combine
+from xattn.attention import Materialized, Segment, attend, combine, narrow
 from xattn.errors import UnsupportedModelError
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
 from xattn.models.state import DecodeState
-from xattn.spec import DecoderSpec, Form
+from xattn.spec import DecoderSpec, Form, is_absorbed, is_narrow
 
 Angles = tuple[Tensor, Tensor]
 QueryProbe = Callable[[int, Tensor], None]
@@ -58,9 +58,13 @@ class DecoderLayer(nn.Module):
             )
         return self._around(x_RTD, self.ffn_norm, self.ffn)
 
-    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment | None:
+    def project(
+        self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form, scales_NS: Tensor | None
+    ) -> Segment | None:
         """The memories as this layer reads them; None if it does not cross-attend."""
-        return self.cross_attn.project(states_NSD, mask_NS, form) if self.crosses else None
+        if not self.crosses:
+            return None
+        return self.cross_attn.project(states_NSD, mask_NS, form, scales_NS)
 
     def _around(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
@@ -140,9 +144,12 @@ class Decoder(nn.Module):
         self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form
     ) -> tuple[Segment | None, ...]:
         """The memories as each layer reads them; None for layers that do not cross-attend."""
-        if form == "absorbed":
+        scales_NS = None
+        if is_absorbed(form):
             self.spec.require_absorbable()
-        return tuple(layer.project(states_NSD, mask_NS, form) for layer in self.stack)
+            if is_narrow(form):  # once, for all layers
+                states_NSD, scales_NS = narrow(states_NSD)
+        return tuple(layer.project(states_NSD, mask_NS, form, scales_NS) for layer in self.stack)
 
     def hidden(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xattn.attention import Absorbed, Materialized, Segment
 from xattn.errors import UnsupportedModelError, shown
 from xattn.models.products import in_blocks, linear
-from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec
+from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec, is_absorbed, is_narrow
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -93,15 +93,25 @@ class Attention(nn.Module):
         """[R, T, H, K] -> [R, T, D]."""
         return linear(self.o, x_RTHK.flatten(-2))
 
-    def project(self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form) -> Segment:
-        """The memories as this layer reads them; the spec says whether ``form`` is legal."""
-        if form == "materialized":
+    def project(
+        self,
+        states_NSD: Tensor,
+        mask_NS: Tensor | None,
+        form: Form,
+        scales_NS: Tensor | None = None,
+    ) -> Segment:
+        """The memories as this layer reads them; the spec says whether ``form`` is legal.
+
+        States that are absorbed may be int8 already, with their scales.
+        """
+        if not is_absorbed(form):
             # Contiguous per head: batched products over a strided S axis are many times slower.
-            return Materialized(
+            wide = Materialized(
                 k_NGSK=self.keys(states_NSD).contiguous(),
                 v_NGSK=self.values(states_NSD).contiguous(),
                 mask_NS=mask_NS,
             )
+            return wide.narrowed() if is_narrow(form) else wide
         per_head = (self.spec.kv_heads, self.spec.head_width)
         return Absorbed(
             states_NSD=states_NSD,
@@ -110,6 +120,7 @@ class Attention(nn.Module):
             k_bias_GK=self.k.bias.unflatten(0, per_head) if self.spec.k_bias else None,
             v_bias_GK=self.v.bias.unflatten(0, per_head) if self.spec.v_bias else None,
             mask_NS=mask_NS,
+            scales_NS=scales_NS,
         )
 
 

@@ -9,6 +9,8 @@ float16 there.
 Axes: O outputs, I inputs, P panels of 16 outputs, Q quads of 4 inputs.
 """
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -115,11 +117,16 @@ class NarrowLinear(nn.Module):
         super().__init__()
         self.matrix = NarrowMatrix(linear.weight.detach(), careful=careful)
         self.bias = linear.bias
+        self._wide: weakref.ref[Tensor] | None = None
 
     @property
     def weight(self) -> Tensor:
-        """The matrix in float32, made anew each time."""
-        return self.matrix.wide()
+        """The matrix in float32; one tensor for all who hold it at a time."""
+        wide = None if self._wide is None else self._wide()
+        if wide is None:
+            wide = self.matrix.wide()
+            self._wide = weakref.ref(wide)
+        return wide
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""

@@ -21,7 +21,7 @@ from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
 from xattn.models.state import DecodeState, Group, Projection, Slot
-from xattn.spec import Form, ModelSpec
+from xattn.spec import FORMS, Form, ModelSpec, is_absorbed, is_narrow
 
 PADDING_SHARE = 0.25
 """Memories are projected as one padded batch while padding stays below this share of it."""
@@ -233,21 +233,22 @@ class Network(nn.Module):
         ]
         return torch.cat(pieces, dim=2).transpose(1, 2)
 
-    def _kv_segments(self, memory: Memory) -> tuple[Segment, ...]:
-        """Keys and values of each layer as views of the memory."""
+    def _kv_segments(self, memory: Memory, form: Form) -> tuple[Segment, ...]:
+        """Keys and values of each layer: views of the memory, or int8 of their own."""
         attention, L = self.spec.decoder.self_attention, self.spec.decoder.layers
         kv_SF = memory.states_SD.to(self.device, self.dtype)
         shape = (len(memory), L, 2, attention.kv_heads, attention.head_width)
         kv_L2GSK = kv_SF.view(shape).permute(1, 2, 3, 0, 4)
         mask = None if memory.mask_S is None else memory.mask_S.to(self.device).unsqueeze(0)
-        return tuple(
+        wide = [
             Materialized(
                 k_NGSK=kv_L2GSK[layer, 0].unsqueeze(0),
                 v_NGSK=kv_L2GSK[layer, 1].unsqueeze(0),
                 mask_NS=mask,
             )
             for layer in range(L)
-        )
+        ]
+        return tuple(segment.narrowed() for segment in wide) if is_narrow(form) else tuple(wide)
 
     def _place(
         self, items: Iterable[Attended], placed: dict[str, tuple[Projection, int]], form: Form
@@ -265,7 +266,7 @@ class Network(nn.Module):
             placed.update({_identity(memory): (projection, n) for n, memory in enumerate(batch)})
 
     def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
-        require(form in ("materialized", "absorbed"), "form", "'materialized' or 'absorbed'", form)
+        require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
         width = self.spec.decoder.kv_width
         if self.spec.decoder.cross_attention is not None:
             width = self.spec.decoder.memory_width
@@ -277,10 +278,11 @@ class Network(nn.Module):
                 )
         self.counters.projections += len(memories)
         if self.spec.decoder.cross_attention is None:
-            if form == "absorbed":
+            if is_absorbed(form):
                 self.spec.decoder.require_absorbable()
             [memory] = memories
-            return Projection(memories=(memory,), segments=self._kv_segments(memory), form=form)
+            kv = self._kv_segments(memory, form)
+            return Projection(memories=(memory,), segments=kv, form=form)
         states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
         segments = self.decoder.project(states_NSD, mask_NS, form)
         return Projection(memories=tuple(memories), segments=segments, form=form)
@@ -356,7 +358,7 @@ def _batches(memories: list[Memory], form: Form, *, alone: bool) -> list[list[Me
     Absorbed memories, and those of keys and values, are read where they lie, each ``alone``, so
     that nothing is copied.
     """
-    if form == "absorbed" or alone or len(memories) == 1:
+    if is_absorbed(form) or alone or len(memories) == 1:
         return [[memory] for memory in memories]
     batches: list[list[Memory]] = []
     for memory in memories:

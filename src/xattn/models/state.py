@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.attention import Absorbed, Segment, attend, attention_weights
+from xattn.attention import Segment, attend, attention_weights
 from xattn.attention.merge import Part, combine
 from xattn.errors import UsageError
 from xattn.memory import Memory
@@ -32,26 +32,21 @@ class Projection:
     @property
     def device(self) -> torch.device:
         """Where its segments are."""
-        segment = next(s for s in self.segments if s is not None)
-        return (segment.states_NSD if isinstance(segment, Absorbed) else segment.k_NGSK).device
+        return next(s for s in self.segments if s is not None).numbers.device
 
     def narrow(self, first: int, count: int) -> "Projection":
         """Memories ``first`` to ``first + count - 1`` of it, as views."""
         members = slice(first, first + count)
         return Projection(
             memories=self.memories[members],
-            segments=tuple(None if s is None else s.narrow(members) for s in self.segments),
+            segments=tuple(None if s is None else s.members(members) for s in self.segments),
             form=self.form,
         )
 
     @property
     def size_bytes(self) -> int:
         """Bytes that cross-attention reads: absorbed segments share one tensor of states."""
-        sizes = {
-            id(s.states_NSD if isinstance(s, Absorbed) else s.k_NGSK): s.size_bytes
-            for s in self.segments
-            if s is not None
-        }
+        sizes = {id(s.numbers): s.size_bytes for s in self.segments if s is not None}
         return sum(sizes.values())
 
 

@@ -107,7 +107,7 @@ class Cache(Structure):
 
 
 class Segment(Structure):
-    """One memory as one layer reads it; strides in numbers."""
+    """One memory as one layer reads it; strides in numbers, and in scales."""
 
     _fields_: ClassVar = [
         ("keys", c_void_p),
@@ -118,6 +118,7 @@ class Segment(Structure):
         ("key_stride", c_int64),
         ("value_group", c_int64),
         ("value_stride", c_int64),
+        ("scale_group", c_int64),
     ]
 
 
@@ -128,7 +129,10 @@ class Absorption(Structure):
 
 
 class Reads(Structure):
-    """Which rows read which memories. ``absorbed`` is the width of absorbed states, or 0."""
+    """Which rows read which memories.
+
+    ``numbers`` is 1 where they are int8, ``absorbed`` the width of absorbed states, or 0.
+    """
 
     _fields_: ClassVar = [
         ("memories", c_int64),

@@ -64,11 +64,12 @@ struct Cache {
 
 enum Numbers : int64_t { FLOAT, INT8 };
 
-// A memory as one layer reads it. Positions of a group stand `stride` numbers apart.
+// A memory as one layer reads it. Positions of a group stand `stride` numbers apart, and groups
+// `group` numbers; those of int8 have a scale each, `scale_group` apart from one group to the next.
 struct Segment {
     const void *keys, *values;
-    const float *key_scales, *value_scales;  // [groups, S] of int8 numbers
-    int64_t key_group, key_stride, value_group, value_stride;
+    const float *key_scales, *value_scales;
+    int64_t key_group, key_stride, value_group, value_stride, scale_group;
 };
 
 // Absorbed attention: the layer's projections, [heads of keys, K, D], applied on the query side.
@@ -545,7 +546,6 @@ struct Pass {
                     std::fill_n(found[number].values, width, 0.0f);
                 }
         const uint8_t *mask = reads.masks[piece.memory];
-        const int64_t S = reads.positions[piece.memory];
         const int block = width > 2 * BLOCK ? 16 : BLOCK;  // so that a block stays in the cache
         for (int64_t from = piece.from; from < piece.to; from += block) {
             const int count = static_cast<int>(std::min<int64_t>(block, piece.to - from));
@@ -558,14 +558,15 @@ struct Pass {
                     value_at[s] = const_cast<float *>(value) + (from + s) * segment.value_stride;
                 }
             } else {
-                unpack(segment.keys, segment.key_scales, segment.key_group, segment.key_stride, g,
-                       S, from, count, width, unpacked, key_at);
+                unpack(static_cast<const int8_t *>(segment.keys) + g * segment.key_group,
+                       segment.key_scales + g * segment.scale_group, segment.key_stride, from,
+                       count, width, unpacked, key_at);
                 if (absorbed)
                     std::copy_n(key_at, count, value_at);
                 else
-                    unpack(segment.values, segment.value_scales, segment.value_group,
-                           segment.value_stride, g, S, from, count, width,
-                           unpacked + BLOCK * width, value_at);
+                    unpack(static_cast<const int8_t *>(segment.values) + g * segment.value_group,
+                           segment.value_scales + g * segment.scale_group, segment.value_stride,
+                           from, count, width, unpacked + BLOCK * width, value_at);
             }
             if (mask)
                 for (int s = 0; s < count; s++) bias[s] = mask[from + s] ? 0.0f : NOTHING;
@@ -578,13 +579,11 @@ struct Pass {
         }
     }
 
-    static void unpack(const void *numbers, const float *scales, int64_t group, int64_t stride,
-                       int64_t g, int64_t S, int64_t from, int count, int64_t width, float *to,
-                       float **at) {
-        const int8_t *first = static_cast<const int8_t *>(numbers) + g * group;
+    static void unpack(const int8_t *numbers, const float *scales, int64_t stride, int64_t from,
+                       int count, int64_t width, float *to, float **at) {
         for (int s = 0; s < count; s++) {
-            const int8_t *row = first + (from + s) * stride;
-            const float scale = scales[g * S + from + s];
+            const int8_t *row = numbers + (from + s) * stride;
+            const float scale = scales[from + s];
             at[s] = to + s * width;
             int64_t i = 0;
             for (; i + LANES <= width; i += LANES)
