@@ -88,8 +88,9 @@ class NarrowMatrix(nn.Module):
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same in torch: the integers are small enough for float32 to add them exactly."""
         x = x.float()
-        scale = x.abs().amax(dim=-1, keepdim=True) / LIMIT
-        steps = x / scale.where(scale > 0, torch.ones_like(scale))
+        most = x.abs().amax(dim=-1, keepdim=True)
+        scale = most / LIMIT
+        steps = x * torch.where(most > 0, LIMIT / most, 0.0)
         near, weight_OI = steps.round(), self.steps().float()
         total = near @ weight_OI.T
         if self.careful:

@@ -730,7 +730,7 @@ void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uin
                    float *scales, int64_t threads) {
     Rows rows{x, m->in, count, bytes, scales, padded(m->in)};
     constexpr int64_t BAND = 96;  // rows that are quantised and multiplied together
-    if (count < 2 * BAND) {
+    if (!m->scales || count < 2 * BAND) {
 #pragma omp parallel num_threads(threads)
         {
             const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
@@ -746,7 +746,7 @@ void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uin
         const int64_t last = std::min(count, first + BAND), panels = whole(m->out, PANEL);
         quantise(rows, m->in, m->careful, first, last);
         int64_t p = 0;
-        for (; p + 2 <= panels; p += 2) narrow_rows<2>(*m, rows, p, first, last, y, m->out, false);
+        for (; p + 4 <= panels; p += 4) narrow_rows<4>(*m, rows, p, first, last, y, m->out, false);
         for (; p < panels; p++) narrow_rows<1>(*m, rows, p, first, last, y, m->out, false);
     }
 }

@@ -22,6 +22,11 @@ typedef float LooseLanes __attribute__((vector_size(4 * LANES), aligned(4), may_
 typedef int8_t ByteLanes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 static inline Lanes load(const float *from) { return *reinterpret_cast<const LooseLanes *>(from); }
+static inline Lanes load_some(const float *from, int64_t count) {
+    Lanes x{};
+    std::memcpy(&x, from, count * sizeof(float));
+    return x;
+}
 static inline void store(float *to, Lanes x) { *reinterpret_cast<LooseLanes *>(to) = x; }
 static inline Lanes all(float x) { return x - Lanes{}; }
 
@@ -49,6 +54,15 @@ static inline Lanes sums(const Lanes *x) {
         for (int i = 0; i < COUNT / 2; i++) halved[i] = halve<PART>(x[2 * i], x[2 * i + 1], each);
         return sums<COUNT / 2, PART / 2>(halved);
     }
+}
+
+// The sums over the lanes of any number of vectors.
+template <int COUNT>
+static inline void all_sums(const Lanes *x, float *to) {
+    constexpr int TAKEN = COUNT >= LANES ? LANES : COUNT >= 8 ? 8 : COUNT >= 4 ? 4 : COUNT >= 2 ? 2 : 1;
+    const Lanes totals = sums<TAKEN>(x);
+    std::memcpy(to, &totals, TAKEN * sizeof(float));
+    if constexpr (COUNT > TAKEN) all_sums<COUNT - TAKEN>(x + TAKEN, to + TAKEN);
 }
 
 static inline float sum(Lanes x) { return sums<1>(&x)[0]; }
