@@ -585,13 +585,7 @@ struct Pass {
             const int8_t *row = numbers + (from + s) * stride;
             const float scale = scales[from + s];
             at[s] = to + s * width;
-            int64_t i = 0;
-            for (; i + LANES <= width; i += LANES)
-                store(at[s] + i,
-                      __builtin_convertvector(*reinterpret_cast<const ByteLanes *>(row + i),
-                                              Lanes) *
-                          scale);
-            for (; i < width; i++) at[s][i] = row[i] * scale;
+            for (int64_t i = 0; i < width; i++) at[s][i] = row[i] * scale;
         }
     }
 

@@ -19,7 +19,6 @@ constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntLanes __attribute__((vector_size(4 * LANES)));
 typedef float LooseLanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int8_t ByteLanes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 static inline Lanes load(const float *from) { return *reinterpret_cast<const LooseLanes *>(from); }
 static inline Lanes load_some(const float *from, int64_t count) {

@@ -22,23 +22,21 @@ template <int QUERIES, int COUNT>
 static inline void score_tile(const float *const *queries, const float *const *keys, int64_t width,
                               float scale, float *scores) {
     Lanes sum_of[QUERIES * COUNT] = {};
-    int64_t k = 0;
-    for (; k + LANES <= width; k += LANES) {
+    const auto step = [&](int64_t k, auto get) {
         Lanes key[COUNT];
-        for (int s = 0; s < COUNT; s++) key[s] = load(keys[s] + k);
+        for (int s = 0; s < COUNT; s++) key[s] = get(keys[s] + k);
         for (int q = 0; q < QUERIES; q++) {
-            const Lanes query = load(queries[q] + k);
+            const Lanes query = get(queries[q] + k);
             for (int s = 0; s < COUNT; s++) sum_of[q * COUNT + s] += query * key[s];
         }
-    }
-    for (int q = 0; q < QUERIES; q++) {
-        const Lanes totals = sums<COUNT>(sum_of + q * COUNT);
-        for (int s = 0; s < COUNT; s++) {
-            float total = totals[s];
-            for (int64_t i = k; i < width; i++) total += queries[q][i] * keys[s][i];
-            scores[q * BLOCK + s] = total * scale;
-        }
-    }
+    };
+    int64_t k = 0;
+    for (; k + LANES <= width; k += LANES) step(k, load);
+    if (k < width) step(k, [&](const float *from) { return load_some(from, width - k); });
+    float totals[QUERIES * COUNT];
+    all_sums<QUERIES * COUNT>(sum_of, totals);
+    for (int q = 0; q < QUERIES; q++)
+        for (int s = 0; s < COUNT; s++) scores[q * BLOCK + s] = totals[q * COUNT + s] * scale;
 }
 
 template <int QUERIES>
