@@ -1,4 +1,4 @@
-"""Products of the compiled kernels against torch: any number of rows, any shape, wide and narrow."""
+"""Products of the compiled kernels against torch: any rows, any shape, wide and narrow."""
 
 import pytest
 import torch
@@ -38,9 +38,8 @@ def test_wide_products_are_torchs(kernels, shape, biased):
         x = random(rows, inputs, seed=rows)
         y = torch.full((rows, outputs), float("nan"))
         kernels.product(matrix, x.data_ptr(), rows, y.data_ptr(), 0, 0, 2)
-        want = torch.nn.functional.linear(
-            x.double(), weight_OI.double(), None if bias_O is None else bias_O.double()
-        )
+        want = x.double() @ weight_OI.double().T
+        want += 0.0 if bias_O is None else bias_O
         torch.testing.assert_close(y.double(), want, atol=1e-3, rtol=1e-4)
 
 

@@ -15,6 +15,7 @@ from xattn.models.narrow import NarrowEmbedding, NarrowMatrix, narrow_layers
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
+from xattn.native.pages import put_together
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = ("int8",)
@@ -64,6 +65,8 @@ def build(
     if quantize is not None:
         loaded.clear()
         _make_narrow(network)
+    loaded.clear()
+    put_together(network)
     return network.eval()
 
 

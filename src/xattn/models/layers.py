@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xattn.attention import Absorbed, Materialized, Segment
 from xattn.errors import UnsupportedModelError, shown
 from xattn.models.products import in_blocks, linear
+from xattn.native.pages import spacious
 from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec, is_absorbed, is_narrow
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -105,10 +106,9 @@ class Attention(nn.Module):
         States that are absorbed may be int8 already, with their scales.
         """
         if not is_absorbed(form):
-            # Contiguous per head: batched products over a strided S axis are many times slower.
             wide = Materialized(
-                k_NGSK=self.keys(states_NSD).contiguous(),
-                v_NGSK=self.values(states_NSD).contiguous(),
+                k_NGSK=_per_head(self.keys(states_NSD)),
+                v_NGSK=_per_head(self.values(states_NSD)),
                 mask_NS=mask_NS,
             )
             return wide.narrowed() if is_narrow(form) else wide
@@ -122,6 +122,13 @@ class Attention(nn.Module):
             mask_NS=mask_NS,
             scales_NS=scales_NS,
         )
+
+
+def _per_head(x_NGSK: Tensor) -> Tensor:
+    """The same, contiguous: reading a strided S axis is many times slower."""
+    if x_NGSK.device.type != "cpu" or torch.is_grad_enabled():
+        return x_NGSK.contiguous()
+    return spacious(*x_NGSK.shape, dtype=x_NGSK.dtype).copy_(x_NGSK)
 
 
 class FeedForward(nn.Module):
