@@ -61,6 +61,8 @@ class TreeNetwork:
             vocab_size=vocab,
             placement=Placement.none(1),
         )
+        self.restricted: list[list[int]] = []
+        """The tokens of those steps that asked for some only."""
         self.spec = ModelSpec(family="tree", decoder=decoder, tokens=TokenSpec(eos=eos))
 
     def start(
@@ -69,7 +71,12 @@ class TreeNetwork:
         return TreeState(["+".join(m.label for m in memories) for memories in attended])
 
     def step(
-        self, tokens_RT: torch.Tensor, state: TreeState, counts_R: torch.Tensor | None = None
+        self,
+        tokens_RT: torch.Tensor,
+        state: TreeState,
+        counts_R: torch.Tensor | None = None,
+        *,
+        only: Sequence[int] | None = None,
     ) -> torch.Tensor:
         self.rows_of_steps.append(len(tokens_RT))
         counts = [tokens_RT.shape[1]] * len(tokens_RT) if counts_R is None else counts_R.tolist()
@@ -79,7 +86,13 @@ class TreeNetwork:
         ]
         vocab = self.spec.decoder.vocab_size
         rows = zip(state.memories, state.tokens, strict=True)
-        return torch.stack([logits_of(vocab, memory, tokens) for memory, tokens in rows])
+        logits_RV = torch.stack([logits_of(vocab, memory, tokens) for memory, tokens in rows])
+        if only is None:
+            return logits_RV
+        self.restricted.append(list(only))
+        few_RV = torch.full_like(logits_RV, -torch.inf)
+        few_RV[:, only] = logits_RV[:, only]
+        return few_RV
 
     def step_all(self, tokens_RT: torch.Tensor, state: TreeState) -> torch.Tensor:
         columns = [self.step(column[:, None], state) for column in tokens_RT.unbind(1)]

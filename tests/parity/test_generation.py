@@ -46,6 +46,11 @@ def test_fifty_generations_with_four_beams(pairs, name, ngram):
     assert "eos" in {h.finish for hypotheses in found for h in hypotheses}
 
 
+def few(request, tokens_T):
+    """Five tokens that depend on all that was said, one of which may end the sequence."""
+    return [(7 * int(tokens_T.sum()) + 13 * n) % tiny.VOCAB for n in range(4)] + [2]
+
+
 KINDS = [
     {"num_beams": 4, "length_penalty": penalty, "early_stopping": early}
     for penalty in (0.0, 2.0, -1.0)
@@ -64,12 +69,16 @@ KINDS = [
     {"forced_bos_token_id": 9, "begin_suppress_tokens": [7, 11, 40], "forced_eos_token_id": 2},
     {"min_new_tokens": 6, "suppress_tokens": [5, 6, 2], "bad_words_ids": [[33], [12, 50]]},
     {"max_length": 8, "min_length": 7, "max_new_tokens": None},
+    {"prefix_allowed_tokens_fn": few},
+    {"prefix_allowed_tokens_fn": few, "num_beams": 3, "num_return_sequences": 3},
 ]
 
 
 @pytest.mark.parametrize("name", ["t5", "marian", "whisper", "llama"])
 @pytest.mark.parametrize(
-    "kind", KINDS, ids=lambda kind: " ".join(f"{k}={v}" for k, v in kind.items())
+    "kind",
+    KINDS,
+    ids=lambda kind: " ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in kind.items()),
 )
 def test_settings(pairs, name, kind):
     pair = pairs(name)

@@ -34,10 +34,13 @@ def constrained(settings, tokens, logits_RV, *, prompt=1, limit=99, processors=(
         step=len(tokens[0]) - prompt,
         prompt_lengths=[prompt] * len(tokens),
         limits=[limit] * len(tokens),
+        requests=range(len(tokens)),
         history=history,
         new_tokens=lambda: [row[prompt:] for row in tokens],
     )
-    return Constraints(settings, EOS, V, CPU, processors)(logits_RV.clone(), rows)
+    prompts = [row[:prompt] for row in tokens]
+    constraints = Constraints(settings, EOS, V, CPU, processors, prompts)
+    return constraints(logits_RV.clone(), rows)
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3])
@@ -66,7 +69,7 @@ def test_penalties_see_no_filler_of_shorter_prompts(setting, size):
     prompts = [[4], [4, 4, 7, 4], [7, 4]]
     scores = logits(3)
     history = History(prompts, V, CPU)
-    rows = Rows(0, [len(p) for p in prompts], [9] * 3, history, lambda: [[]] * 3)
+    rows = Rows(0, [len(p) for p in prompts], [9] * 3, range(3), history, lambda: [[]] * 3)
     together = Constraints(Settings(**setting), EOS, V, CPU)(scores.clone(), rows)
     alone = [
         constrained(Settings(**setting), [p], scores[i : i + 1], prompt=len(p))
@@ -166,6 +169,18 @@ def test_constraints_come_in_the_order_of_transformers():
         for processor in chain:
             want = processor(ids, want)
         assert torch.equal(constrained(settings, tokens, scores, prompt=3, limit=limit), want)
+
+
+def test_prefix_allowed_tokens_equal_transformers():
+    def allowed(request, tokens_T):
+        return [(int(tokens_T.sum()) + request + n) % V for n in range(0, 2 * len(tokens_T), 2)]
+
+    tokens, scores = sequences(4, 6), logits(4)
+    theirs = hf.PrefixConstrainedLogitsProcessor(allowed, num_beams=1)
+    settings = Settings(prefix_allowed_tokens_fn=allowed, suppress_tokens=(3,))
+    want = theirs(torch.tensor(tokens), scores)
+    want[:, 3] = -math.inf
+    assert torch.equal(constrained(settings, tokens, scores, prompt=2), want)
 
 
 def test_callers_processors_see_new_tokens_and_come_last():

@@ -20,7 +20,7 @@ from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.store import CODECS
 from xattn.store.store import Verification
 
-NO_FLAG = {"bad_words_ids", "eos_token_id", "strict_length"}
+NO_FLAG = {"prefix_allowed_tokens_fn", "bad_words_ids", "eos_token_id", "strict_length"}
 """Settings of generate for programs: token ids of one checkpoint, and how its own length binds."""
 
 

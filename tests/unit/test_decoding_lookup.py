@@ -25,7 +25,7 @@ class Copier(TreeNetwork):
         super().__init__(vocab, **kwargs)
         self.slips, self.fed = slips, 0
 
-    def step(self, tokens_RT, state, counts_R=None):
+    def step(self, tokens_RT, state, counts_R=None, *, only=None):
         super().step(tokens_RT, state, counts_R)
         self.fed = max(self.fed, len(state.tokens[0]))
         [seen] = state.tokens

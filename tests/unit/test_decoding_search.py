@@ -295,8 +295,8 @@ def test_requests_that_cannot_be_run(requests, settings, error, words, kind):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_an_error(settings, bad):
     class Broken(TreeNetwork):
-        def step(self, *arguments):
-            logits_RV = super().step(*arguments)
+        def step(self, *arguments, **more):
+            logits_RV = super().step(*arguments, **more)
             if len(self.rows_of_steps) == 2:
                 logits_RV[-1, 2] = bad
             return logits_RV
@@ -304,6 +304,41 @@ def test_logits_that_are_not_finite_are_an_error(settings, bad):
     with pytest.raises(XattnError, match="not finite at new token 2") as raised:
         decode(Broken(V), MIXED, settings)
     assert not isinstance(raised.value, UsageError)
+
+
+@pytest.mark.parametrize("kind", [{}, {"do_sample": True}, {"num_beams": 3, "patience": 1.0}])
+def test_logits_are_asked_of_the_tokens_that_are_allowed_where_these_are_few(kind):
+    def every_third(request, tokens_T):
+        first = (int(tokens_T[-1]) + request) % 3
+        return [first, first + 3] if len(tokens_T) % 2 else list(range(V))
+
+    vocab = 64
+    settings = Settings(max_new_tokens=6, min_new_tokens=6, **kind)
+    settings = replace(settings, prefix_allowed_tokens_fn=every_third)
+    asked, whole = TreeNetwork(vocab), TreeNetwork(vocab)
+    found = decode(asked, MIXED, settings)
+    whole.step = lambda *arguments, only=None: TreeNetwork.step(whole, *arguments)
+    assert decode(whole, MIXED, settings) == found
+    assert asked.restricted
+    assert not whole.restricted
+    assert all(len(only) <= vocab // 8 for only in asked.restricted)
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_beams": 2}])
+@pytest.mark.parametrize("allowed", [[], [V], [-1]])
+def test_a_function_that_allows_nothing_or_what_is_no_token_is_named(kind, allowed):
+    settings = Settings(prefix_allowed_tokens_fn=lambda request, tokens: allowed, **kind)
+    with pytest.raises(UsageError, match="prefix_allowed_tokens_fn returns for request 0 after"):
+        decode(TreeNetwork(V), MIXED, settings)
+
+
+def test_forced_tokens_are_the_only_ones_whose_logits_are_asked_for():
+    network = TreeNetwork(64)
+    settings = Settings(forced_bos_token_id=5, forced_eos_token_id=(2, 3), max_new_tokens=4)
+    [[hypothesis]] = decode(network, [request(1)], replace(settings, eos_token_id=()))
+    assert network.restricted == [[5], [2, 3]]
+    assert hypothesis.tokens[0] == 5
+    assert hypothesis.tokens[-1] in (2, 3)
 
 
 def test_streaming_is_for_one_sequence():

@@ -47,8 +47,19 @@ class Steps(Protocol[S]):
         """A state with one row per request, which attends to these memories."""
         ...
 
-    def step(self, tokens_RT: Tensor, state: S, counts_R: Tensor | None = None, /) -> Tensor:
-        """Logits ``[R, V]`` after the last valid token of each row; ours to overwrite."""
+    def step(
+        self,
+        tokens_RT: Tensor,
+        state: S,
+        counts_R: Tensor | None = None,
+        /,
+        *,
+        only: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits ``[R, V]`` after the last valid token of each row; ours to overwrite.
+
+        With ``only`` some tokens, -inf for all others.
+        """
         ...
 
     def step_all(self, tokens_RT: Tensor, state: S, /) -> Tensor:
@@ -112,8 +123,13 @@ def new_token_limit(prompt_tokens: int, settings: Settings, positions: int | Non
     return min(wanted, room)
 
 
-def prefill(network: Steps[S], batch: Plan, form: Form) -> tuple[S, Tensor]:
-    """Run all prompts, padded on the right: the state, and the logits ``[R, V]`` after them."""
+def prefill(
+    network: Steps[S], batch: Plan, form: Form, only: Sequence[int] | None
+) -> tuple[S, Tensor]:
+    """Run all prompts, padded on the right: the state, and the logits ``[R, V]`` after them.
+
+    With ``only`` some tokens, -inf for all others.
+    """
     prompts = [request.prompt for request in batch.requests]
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
@@ -123,7 +139,7 @@ def prefill(network: Steps[S], batch: Plan, form: Form) -> tuple[S, Tensor]:
     ragged = min(lengths) < longest
     counts_R = torch.tensor(lengths, device=network.device) if ragged else None
     state = network.start([request.memories for request in batch.requests], form=form)
-    return state, network.step(tokens_RT, state, counts_R)
+    return state, network.step(tokens_RT, state, counts_R, only=only)
 
 
 def _check_tokens(prompt: Sequence[int], vocab_size: int) -> None:

@@ -60,13 +60,17 @@ class Beams:
         self._owners = owners
         # The beams of a request begin as copies: only the first may have children.
         self._scores_R = np.array(N * ([0.0] + [HOPELESS] * (W - 1)), dtype=np.float32)
-        self._constraints = Constraints(settings, batch.eos, vocab_size, device, processors)
-        prompts = [batch.requests[n].prompt for n in owners]
+        of_requests = [request.prompt for request in batch.requests]
+        self._constraints = Constraints(
+            settings, batch.eos, vocab_size, device, processors, of_requests
+        )
+        prompts = [of_requests[n] for n in owners]
         self._history = History(prompts, vocab_size, device)
         self._rows = Rows(
             step=0,
             prompt_lengths=[len(prompt) for prompt in prompts],
             limits=[batch.limits[n] for n in owners],
+            requests=owners,
             history=self._history,
             new_tokens=self._history.new_tokens,
         )
@@ -97,6 +101,13 @@ class Beams:
             return None
         move = self._go_on(chosen)
         return move._replace(rows=[self._owners[row] for row in move.rows]) if first else move
+
+    def allowed(self) -> list[int] | None:
+        """The only tokens whose logits the next choice reads; None where it reads all.
+
+        Log-probabilities that constraints see are over the whole vocabulary.
+        """
+        return None if self._normalised_first else self._constraints.allowed(self._rows)
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The best of every request, best first."""
@@ -240,6 +251,7 @@ class Beams:
         if len(kept) < len(rows.limits):  # the beams of one request have the same of both
             rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
             rows.limits = [rows.limits[row] for row in kept]
+            rows.requests = [rows.requests[row] for row in kept]
         return Move(kept, torch.from_numpy(np.array(tokens)).to(self._device))
 
 

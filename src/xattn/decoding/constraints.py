@@ -45,6 +45,8 @@ class Rows:
     prompt_lengths: Sequence[int]
     limits: Sequence[int]
     """New tokens at most, for each row."""
+    requests: Sequence[int]
+    """The request that each row is of."""
     history: History | None
     """None unless a constraint reads it."""
     new_tokens: Callable[[], Sequence[Sequence[int]]]
@@ -52,6 +54,9 @@ class Rows:
 
 
 Constraint = Callable[[Tensor, Rows], Tensor]
+
+FEW_ALLOWED = 8
+"""Logits are computed of allowed tokens alone where they are at most one in so many."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,48 @@ class MinLength:
         return logits_RV
 
 
+class PrefixAllowed:
+    """Leaves what the caller's function allows after each row's tokens."""
+
+    def __init__(
+        self,
+        function: Callable[[int, Tensor], Sequence[int]],
+        prompts: Sequence[Sequence[int]],
+        vocab_size: int,
+    ) -> None:
+        self._function, self._prompts, self._vocab_size = function, prompts, vocab_size
+        self._asked: tuple[int, list[list[int]]] | None = None
+
+    def __call__(self, logits_RV: Tensor, rows: Rows) -> Tensor:
+        """Ban all others."""
+        kept_RV = torch.full_like(logits_RV, BANNED)
+        for row, allowed in enumerate(self._of_rows(rows)):
+            kept_RV[row, allowed] = logits_RV[row, allowed]
+        self._asked = None
+        return kept_RV
+
+    def allowed(self, rows: Rows) -> set[int]:
+        """What may come next in any row."""
+        return set().union(*self._of_rows(rows))
+
+    def _of_rows(self, rows: Rows) -> list[list[int]]:
+        """What the function says of each row; it is asked once a step."""
+        if self._asked is None or self._asked[0] != rows.step:
+            new = rows.new_tokens()
+            pairs = zip(rows.requests, new, strict=True)
+            self._asked = (rows.step, [self._of_row(*pair) for pair in pairs])
+        return self._asked[1]
+
+    def _of_row(self, request: int, new: Sequence[int]) -> list[int]:
+        tokens = [*self._prompts[request], *new]
+        allowed = list(self._function(request, torch.tensor(tokens)))
+        about = f"what prefix_allowed_tokens_fn returns for request {request} after {tokens}"
+        fits = bool(allowed) and all(0 <= token < self._vocab_size for token in allowed)
+        bound = f"at least one token id, each from 0 to {self._vocab_size - 1}"
+        require(fits, about, bound, allowed)
+        return [int(token) for token in allowed]
+
+
 @dataclass(frozen=True)
 class ForcedFirst:
     """The first new token after a prompt of one token (a target language, in mBART and NLLB)."""
@@ -150,6 +197,11 @@ class ForcedFirst:
             )
         return logits_RV
 
+    def allowed(self, rows: Rows) -> set[int] | None:
+        """The token, where it is forced in every row."""
+        forced = rows.step == 0 and all(length == 1 for length in rows.prompt_lengths)
+        return {self.token} if forced else None
+
 
 @dataclass(frozen=True)
 class ForcedLast:
@@ -163,6 +215,10 @@ class ForcedLast:
             last = [r for r, limit in enumerate(rows.limits) if rows.step == limit - 1]
             _leave(logits_RV, last, self.tokens)
         return logits_RV
+
+    def allowed(self, rows: Rows) -> set[int] | None:
+        """The tokens, where it is the last place of every row."""
+        return set(self.tokens) if rows.step + 1 == min(rows.limits) == max(rows.limits) else None
 
 
 class Suppress:
@@ -193,6 +249,10 @@ class SuppressFirst:
         return logits_RV
 
 
+Restriction = PrefixAllowed | ForcedFirst | ForcedLast
+"""Constraints that may leave few tokens."""
+
+
 class Constraints:
     """All constraints of one call, those of the settings first."""
 
@@ -203,9 +263,10 @@ class Constraints:
         vocab_size: int,
         device: torch.device,
         processors: Sequence[Processor] = (),
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
-        self._built_in = list(_built_in(settings, eos, vocab_size, device))
-        self._processors = list(processors)
+        self._built_in = list(_built_in(settings, eos, vocab_size, device, prompts))
+        self._processors, self._vocab_size = list(processors), vocab_size
         self.reads_history = any(
             isinstance(c, RepetitionPenalty | NoRepeatNGram) or getattr(c, "reads_history", False)
             for c in self._built_in
@@ -215,6 +276,15 @@ class Constraints:
     def any(self) -> bool:
         """Whether there is anything that could change a logit."""
         return bool(self._built_in or self._processors)
+
+    def allowed(self, rows: Rows) -> list[int] | None:
+        """The only tokens whose logits will be read of ``rows``; None where they are not few."""
+        found = [c.allowed(rows) for c in self._built_in if isinstance(c, Restriction)]
+        few = [ids for ids in found if ids is not None]
+        if not few:
+            return None
+        allowed = sorted(set.intersection(*few))
+        return allowed if len(allowed) * FEW_ALLOWED <= self._vocab_size else None
 
     def __call__(self, logits_RV: Tensor, rows: Rows) -> Tensor:
         """Constrained logits; ``logits_RV`` may be overwritten."""
@@ -247,7 +317,11 @@ def check_choice(logprob: float, logits_RV: Tensor, step: int) -> None:
 
 
 def _built_in(
-    settings: Settings, eos: Sequence[int], vocab_size: int, device: torch.device
+    settings: Settings,
+    eos: Sequence[int],
+    vocab_size: int,
+    device: torch.device,
+    prompts: Sequence[Sequence[int]],
 ) -> list[Constraint]:
     for name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
         _require_tokens(name, getattr(settings, name) or (), vocab_size)
@@ -263,6 +337,8 @@ def _built_in(
         active.append(BadWords(words, device))
     if eos and (settings.min_new_tokens or settings.min_length):
         active.append(MinLength(settings, eos, device))
+    if settings.prefix_allowed_tokens_fn is not None:
+        active.append(PrefixAllowed(settings.prefix_allowed_tokens_fn, prompts, vocab_size))
     first, last = settings.forced_bos_token_id, settings.forced_eos_token_id
     if first is not None:
         require(first in range(vocab_size), "forced_bos_token_id", f"below {vocab_size}", first)

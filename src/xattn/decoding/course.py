@@ -7,6 +7,7 @@ the courses of many requests.
 Axes: R rows, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -32,6 +33,10 @@ class Course(Protocol):
         The first logits are those after the prompts, one row for each request; later ones have a
         row for each token of the last move. They may be overwritten.
         """
+        ...
+
+    def allowed(self) -> Sequence[int] | None:
+        """The only tokens whose logits the next :meth:`advance` reads; None where it reads all."""
         ...
 
     def hypotheses(self) -> list[list[Hypothesis]]:

@@ -77,7 +77,7 @@ class LookupRun(Generic[S]):
 
     def _logits(self) -> Tensor:
         if self._state is None or self._move is None:
-            self._state, logits_RV = prefill(self._network, self._batch, self._form)
+            self._state, logits_RV = prefill(self._network, self._batch, self._form, None)
             return logits_RV
         [token] = self._move.tokens_R.tolist()
         self._seen.add(token)

@@ -118,8 +118,9 @@ class Run(Generic[S]):
         return self._move is not None
 
     def _logits(self) -> Tensor:
+        only = self._course.allowed()
         if self._state is None or self._move is None:
-            self._state, logits_RV = prefill(self._network, self._batch, self._form)
+            self._state, logits_RV = prefill(self._network, self._batch, self._form, only)
             return logits_RV
         self._state.reorder(self._move.rows)
-        return self._network.step(self._move.tokens_R[:, None], self._state)
+        return self._network.step(self._move.tokens_R[:, None], self._state, only=only)

@@ -3,7 +3,7 @@
 import difflib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -129,6 +129,9 @@ class Settings:
     """First new token, where the prompt is the decoder start token alone."""
     forced_eos_token_id: tuple[int, ...] | None = None
     """Last token, where the length runs out."""
+    prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None
+    """Given the number of a request and a tensor of its tokens ``[T]``, the prompt included: the
+    only ids that may come next (De Cao et al. 2021). Few are computed without the others."""
     renormalize_logits: bool = False
     """Make probabilities sum to 1 again after the constraints (of consequence for beams only)."""
 
@@ -233,6 +236,9 @@ class Settings:
         bad: object = self.bad_words_ids
         fits = isinstance(bad, tuple) and all(words and _are_tokens(words) for words in bad)
         require(fits, "bad_words_ids", "non-empty sequences of token ids", bad)
+        asked: object = self.prefix_allowed_tokens_fn
+        bound = "a function of a request's number and its tokens, or None"
+        require(asked is None or callable(asked), "prefix_allowed_tokens_fn", bound, asked)
         stops: object = self.stop_strings
         fits = isinstance(stops, tuple) and all(isinstance(s, str) and s != "" for s in stops)
         require(fits, "stop_strings", "non-empty strings", stops)

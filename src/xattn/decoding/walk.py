@@ -77,13 +77,17 @@ class Walk:
         self._owners = [i for i in range(len(batch.requests)) for _ in range(each)]
         self.drafts = [Draft(batch.limits[i]) for i in self._owners]
         self.active = list(range(len(self._owners)))
-        self._constraints = Constraints(settings, batch.eos, vocab_size, device, processors)
-        prompts = [batch.requests[i].prompt for i in self._owners]
+        of_requests = [request.prompt for request in batch.requests]
+        self._constraints = Constraints(
+            settings, batch.eos, vocab_size, device, processors, of_requests
+        )
+        prompts = [of_requests[i] for i in self._owners]
         reads = self._constraints.reads_history
         self._rows = Rows(
             step=0,
             prompt_lengths=[len(prompt) for prompt in prompts],
             limits=[batch.limits[i] for i in self._owners],
+            requests=self._owners,
             history=History(prompts, vocab_size, device) if reads else None,
             new_tokens=lambda: [self.drafts[i].tokens for i in self.active],
         )
@@ -111,6 +115,10 @@ class Walk:
         if kept is None or not first:
             return kept
         return kept._replace(rows=[self._owners[row] for row in kept.rows])
+
+    def allowed(self) -> list[int] | None:
+        """The only tokens whose logits the next choice reads; None where it reads all."""
+        return self._constraints.allowed(self._rows)
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The sequences of each request, in the order of their seeds."""
@@ -144,6 +152,7 @@ class Walk:
             tokens = [tokens[row] for row in kept]
             rows.prompt_lengths = [rows.prompt_lengths[row] for row in kept]
             rows.limits = [rows.limits[row] for row in kept]
+            rows.requests = [rows.requests[row] for row in kept]
             if rows.history is not None:
                 rows.history.select(kept)
             if self._uniforms is not None:

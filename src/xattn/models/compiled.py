@@ -56,18 +56,28 @@ class CompiledDecoder:
         """Feed ``[R, T]``; logits ``[R, V]`` after the last of each row. The state is advanced."""
         R, T = tokens_RT.shape
         wanted = np.arange(T - 1, R * T, T)
-        logits_RV = self._run(tokens_RT, state, wanted)
+        _, logits_RV = self._run(tokens_RT, state, wanted)
         state.cache.advance([T] * R)
         return logits_RV
+
+    def hidden(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
+        """Feed ``[R, T]``; hidden states ``[R, D]`` after the last of each row."""
+        R, T = tokens_RT.shape
+        hidden_MD, _ = self._run(tokens_RT, state, np.empty(0, dtype=np.int64))
+        state.cache.advance([T] * R)
+        return hidden_MD.view(R, T, -1)[:, -1]
 
     def step_all(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
         """The same with logits ``[R, T, V]`` after every token."""
         R, T = tokens_RT.shape
-        logits_MV = self._run(tokens_RT, state, np.arange(R * T))
+        _, logits_MV = self._run(tokens_RT, state, np.arange(R * T))
         state.cache.advance([T] * R)
         return logits_MV.view(R, T, -1)
 
-    def _run(self, tokens_RT: Tensor, state: DecodeState, wanted: np.ndarray[Any, Any]) -> Tensor:
+    def _run(
+        self, tokens_RT: Tensor, state: DecodeState, wanted: np.ndarray[Any, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states after all tokens ``[R * T, D]``, and logits after those ``wanted``."""
         R, T = tokens_RT.shape
         session = state.native
         if not isinstance(session, Session):
@@ -87,7 +97,7 @@ class CompiledDecoder:
         while needed := self._functions.step(step):
             session.grow(needed)
         del kept
-        return logits_WV
+        return hidden_MD, logits_WV
 
     def _positions(self, step: structs.Step, state: DecodeState, R: int, T: int) -> list[Tensor]:
         """What depends on where the tokens stand; the tensors must live as long as the step."""

@@ -189,6 +189,14 @@ class Decoder(nn.Module):
         """[..., D] -> [..., V], float32."""
         return self.head(hidden, self.embed)
 
+    def logits_of(self, hidden_RD: Tensor, tokens: Sequence[int]) -> Tensor:
+        """[R, D] -> [R, V], float32: the logits of some tokens, and -inf for all others."""
+        ids = torch.tensor(tokens, device=hidden_RD.device)
+        full_RV = hidden_RD.new_full(
+            (len(hidden_RD), self.spec.vocab_size), float("-inf"), dtype=torch.float32
+        )
+        return full_RV.index_copy_(1, ids, self.head.of(hidden_RD, self.embed, ids))
+
     def _self_bias(self, places_RT: Tensor, state: DecodeState, tokens: int) -> Tensor | None:
         """Causal mask and relative bias as one, ``[R|1, H|1, T, C]``; None if nothing is hidden."""
         relative = self.spec.position.kind == "relative"
@@ -227,11 +235,25 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, embedding: nn.Module) -> Tensor:
         """[..., D] -> [..., V], float32."""
-        if self.scale != 1.0:
-            hidden = hidden * self.scale
-        narrow = embedding.matrix if isinstance(embedding, NarrowEmbedding) else self.matrix
-        if narrow is not None and self.weight is None:
-            return narrow.product(hidden, self.bias)
-        weight = embedding.weight if self.weight is None else self.weight
-        assert isinstance(weight, Tensor)
-        return F.linear(hidden, weight, self.bias).float()
+        table = self._table(embedding)
+        if isinstance(table, NarrowMatrix):
+            return table.product(hidden * self.scale, self.bias)
+        return F.linear(hidden * self.scale, table, self.bias).float()
+
+    def of(self, hidden: Tensor, embedding: nn.Module, ids: Tensor) -> Tensor:
+        """[..., D] -> [..., I], float32: the logits of the tokens ``ids [I]`` alone."""
+        table = self._table(embedding)
+        rows_ID = table.rows(ids) if isinstance(table, NarrowMatrix) else table[ids]
+        bias_I = None if self.bias is None else self.bias[ids]
+        return F.linear(hidden * self.scale, rows_ID, bias_I).float()
+
+    def _table(self, embedding: nn.Module) -> Tensor | NarrowMatrix:
+        """The matrix ``[V, D]``."""
+        if self.weight is not None:
+            return self.weight
+        if self.matrix is not None:
+            return self.matrix
+        if isinstance(embedding, NarrowEmbedding):
+            return embedding.matrix
+        assert isinstance(embedding.weight, Tensor)
+        return embedding.weight

@@ -166,11 +166,18 @@ class Network(nn.Module):
         )
 
     @torch.inference_mode()
-    def step(self, tokens_RT: Tensor, state: DecodeState, counts_R: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        tokens_RT: Tensor,
+        state: DecodeState,
+        counts_R: Tensor | None = None,
+        *,
+        only: Sequence[int] | None = None,
+    ) -> Tensor:
         """Feed tokens; returns the logits ``[R, V]`` after each row's last valid one, float32.
 
         ``counts_R`` gives the valid tokens of each row when prompts of unequal length are padded on
-        the right.
+        the right. With ``only`` some token ids, no other logits are computed, and those are -inf.
         """
         self.counters.steps += 1
         counts = None if counts_R is None else counts_R.tolist()
@@ -178,12 +185,18 @@ class Network(nn.Module):
             counts = None
         compiled = self._compiled
         if compiled is not None and counts is None and compiled.takes(tokens_RT, state):
-            return compiled.step(tokens_RT, state)
+            if only is None:
+                return compiled.step(tokens_RT, state)
+            return self.decoder.logits_of(compiled.hidden(tokens_RT, state), only)
         hidden_RTD = self.decoder.hidden(tokens_RT.to(self.device), state, counts)
         if counts is None:
-            return self.decoder.logits(hidden_RTD[:, -1])
-        last = torch.tensor(counts, device=self.device) - 1
-        return self.decoder.logits(hidden_RTD[torch.arange(len(counts), device=self.device), last])
+            last_RD = hidden_RTD[:, -1]
+        else:
+            last = torch.tensor(counts, device=self.device) - 1
+            last_RD = hidden_RTD[torch.arange(len(counts), device=self.device), last]
+        if only is None:
+            return self.decoder.logits(last_RD)
+        return self.decoder.logits_of(last_RD, only)
 
     @torch.inference_mode()
     def step_all(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
