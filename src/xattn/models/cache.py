@@ -23,20 +23,27 @@ Table = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
 
 class SelfCache:
-    """The cache of one decode state; grows by doubling, so that growth costs O(1) a token."""
+    """The cache of one decode state; grows by doubling, so that growth costs O(1) a token.
+
+    Each layer has a tensor of its own: what is moved is held twice for one layer at a time.
+    """
 
     def __init__(
         self, spec: DecoderSpec, rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         attention = spec.self_attention
-        shape = (spec.layers, 2, rows, attention.kv_heads, 0, attention.head_width)
-        self.kv_L2PGCK = torch.empty(shape, dtype=dtype, device=device)
+        shape = (2, rows, attention.kv_heads, 0, attention.head_width)
+        self.layers_2PGCK = [
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)
+        ]
         self.lengths = [0] * rows
         """Tokens that each row has seen."""
         self.own = list(range(rows))
         """The physical row that new tokens of each row are written to."""
         self.places_RC: Table | None = None
         """Where each token of each row lies; None while all lie in the row's own."""
+        self.most: int | None = None
+        """Tokens that no row will see more of, where that is known: growth ends there."""
 
     @property
     def uniform(self) -> bool:
@@ -44,14 +51,19 @@ class SelfCache:
         return len(set(self.lengths)) <= 1
 
     @property
+    def physical_rows(self) -> int:
+        """Rows that there is room for."""
+        return self.layers_2PGCK[0].shape[1]
+
+    @property
     def capacity(self) -> int:
         """Tokens for which each row has room."""
-        return self.kv_L2PGCK.shape[4]
+        return self.layers_2PGCK[0].shape[3]
 
     @property
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
-        return self.kv_L2PGCK.nbytes
+        return sum(kv.nbytes for kv in self.layers_2PGCK)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
@@ -65,71 +77,131 @@ class SelfCache:
         if self.places_RC is not None:
             self.places_RC = self.places_RC[list(rows)]
         elif -1 in own:
-            first_R1 = np.array([[self.own[row]] for row in rows], dtype=np.int32)
-            self.places_RC = np.repeat(first_R1, self.capacity, axis=1)
+            self.places_RC = self._table([self.own[row] for row in rows])
         self.lengths = lengths
-        if -1 in own:
-            self._find_places(own, taken)
         self.own = own
+        if -1 in own:
+            self._find_places(taken)
 
-    def _find_places(self, own: list[int], taken: set[int]) -> None:
-        """Give each row without a physical row (-1) one that nobody would miss."""
-        free = [p for p in range(self.kv_L2PGCK.shape[2]) if p not in taken]
-        if not self.uniform:
-            # A shorter row would overwrite what a longer one still reads of its ancestors.
-            free = [p for p in free if p not in self._read()]
-        missing = own.count(-1) - len(free)
-        if missing > 0:
-            before = self.kv_L2PGCK.shape[2]
-            self._resize(before + missing, self.capacity)
-            free += range(before, before + missing)
-        for j, place in enumerate(own):
-            if place < 0:
-                own[j] = free.pop(0)
+    def _table(self, own: Sequence[int]) -> Table:
+        """Where tokens lie that all lie in the row's own physical row."""
+        return np.repeat(np.array(own, dtype=np.int32)[:, None], self.capacity, axis=1)
 
-    def _read(self) -> set[int]:
-        assert self.places_RC is not None
-        seen = [self.places_RC[r, :n] for r, n in enumerate(self.lengths)]
-        return set(np.unique(np.concatenate(seen)).tolist())
+    def _find_places(self, taken: set[int]) -> None:
+        """Give each row without a physical row (-1) one that nobody would miss.
+
+        A row overwrites what lies beyond its length, which a longer one may still read of its
+        ancestors. Short rows choose first: what is good for them is good for longer ones.
+        """
+        own, free = self.own, [p for p in range(self.physical_rows) if p not in taken]
+        read_P = [0] * self.physical_rows if self.uniform else self._read()
+        # What is read anyway first: the others are left to rows that join.
+        free.sort(key=lambda place: -read_P[place])
+        for j in sorted((j for j, p in enumerate(own) if p < 0), key=self.lengths.__getitem__):
+            place = next((p for p in free if read_P[p] <= self.lengths[j]), None)
+            if place is not None:
+                own[j] = place
+                free.remove(place)
+        missing = [j for j, place in enumerate(own) if place < 0]
+        before = self.physical_rows
+        if missing and before + len(missing) > len(own):
+            self.settle()  # rows that nobody owns are still read
+            return
+        self._resize(before + len(missing), self.capacity)
+        for place, j in enumerate(missing, before):
+            own[j] = place
+
+    def _read(self) -> list[int]:
+        """How many places of each physical row are read at most, from its first."""
+        read_P = np.zeros(self.physical_rows, dtype=np.int64)
+        table_RC = self._table(self.own) if self.places_RC is None else self.places_RC
+        for row, length in enumerate(self.lengths):
+            # Of equal places the last counts: the one farthest on.
+            of_row = np.zeros_like(read_P)
+            of_row[table_RC[row, :length]] = np.arange(1, length + 1)
+            np.maximum(read_P, of_row, out=read_P)
+        found: list[int] = read_P.tolist()
+        return found
+
+    def _free(self) -> list[int]:
+        """Physical rows that no row owns or reads."""
+        owned = set(self.own)
+        return [p for p, read in enumerate(self._read()) if read == 0 and p not in owned]
+
+    def join(self, other: "SelfCache") -> None:
+        """Append the rows of ``other``, which is left settled; physical rows are used again."""
+        other.settle()
+        self._make_writable()
+        used = max(other.lengths, default=0)
+        if len(self._free()) < len(other.lengths) and self.physical_rows > len(self.own):
+            self.settle()  # as above
+        free, before = self._free()[: len(other.lengths)], self.physical_rows
+        missing = len(other.lengths) - len(free)
+        free += range(before, before + missing)
+        self._resize(before + missing, max(self.capacity, used))
+        at = torch.tensor(free, dtype=torch.long, device=self.layers_2PGCK[0].device)
+        for mine, theirs in zip(self.layers_2PGCK, other.layers_2PGCK, strict=True):
+            mine[:, at, :, :used] = theirs[..., :used, :]
+        if self.places_RC is not None:
+            self.places_RC = np.concatenate((self.places_RC, self._table(free)))
+        self.own += free
+        self.lengths = self.lengths + other.lengths
 
     def reserve(self, tokens: int) -> None:
         """Room for ``tokens`` more in every row."""
-        if self.kv_L2PGCK.is_inference() and not torch.is_inference_mode_enabled():
-            self.kv_L2PGCK = self.kv_L2PGCK.clone()  # what step() left may not be written here
+        self._make_writable()
         needed = max(self.lengths, default=0) + tokens
         if needed <= self.capacity:
             return
-        capacity = max(needed, 2 * self.capacity, FIRST_CAPACITY)
-        self._resize(self.kv_L2PGCK.shape[2], capacity)
-        if self.places_RC is not None:
-            more = capacity - self.places_RC.shape[1]
-            self.places_RC = np.pad(self.places_RC, ((0, 0), (0, more)))
+        generous = max(2 * self.capacity, FIRST_CAPACITY)
+        self._resize(self.physical_rows, max(needed, min(generous, self.most or generous)))
+
+    def _make_writable(self) -> None:
+        """Outside of inference mode, what step() left may not be written."""
+        if self.layers_2PGCK[0].is_inference() and not torch.is_inference_mode_enabled():
+            self.layers_2PGCK = [kv.clone() for kv in self.layers_2PGCK]
+
+    def fit(self) -> None:
+        """Give back all room but that of rows as long as now: nothing is spare."""
+        self.settle()
+        self._resize(len(self.own), max(self.lengths, default=0))
 
     def _resize(self, physical_rows: int, capacity: int) -> None:
-        L, two, P, G, C, K = self.kv_L2PGCK.shape
-        # Zeros: a hidden position has weight 0, and 0 times what empty memory holds can be NaN.
-        grown = self.kv_L2PGCK.new_zeros((L, two, physical_rows, G, capacity, K))
-        grown[:, :, :P, :, :C] = self.kv_L2PGCK
-        self.kv_L2PGCK = grown
+        """Room for so many, which is at least as much as is read."""
+        P, C = physical_rows, capacity
+        if (P, C) == (self.physical_rows, self.capacity):
+            return
+        if self.places_RC is not None:
+            more = max(0, C - self.places_RC.shape[1])
+            self.places_RC = np.pad(self.places_RC[:, :C], ((0, 0), (0, more)))
+        P_kept, C_kept = min(P, self.physical_rows), min(C, self.capacity)
+        for layer, kv in enumerate(self.layers_2PGCK):
+            # Zeros: a hidden position has weight 0, and 0 times what empty memory holds can be NaN.
+            resized = kv.new_zeros((2, P, kv.shape[2], C, kv.shape[4]))
+            resized[:, :P_kept, :, :C_kept] = kv[:, :P_kept, :, :C_kept]
+            self.layers_2PGCK[layer] = resized
 
     def settle(self) -> None:
         """Row r in physical row r, and no other: as torch reads it."""
-        R, P = len(self.own), self.kv_L2PGCK.shape[2]
+        R, P = len(self.own), self.physical_rows
+        device = self.layers_2PGCK[0].device
         if self.places_RC is None:
             if self.own == list(range(P)):
                 return
-            own = torch.tensor(self.own, device=self.kv_L2PGCK.device)
-            self.kv_L2PGCK = self.kv_L2PGCK.index_select(2, own)
+            own = torch.tensor(self.own, dtype=torch.long, device=device)
+            for layer, kv in enumerate(self.layers_2PGCK):
+                self.layers_2PGCK[layer] = kv.index_select(1, own)
         else:
-            used, old = max(self.lengths, default=0), self.kv_L2PGCK
-            L, two, _, G, C, K = old.shape
-            places = torch.from_numpy(self.places_RC[:, :used].astype(np.int64)).to(old.device)
-            at = torch.arange(used, device=old.device)
-            settled = old.new_zeros((L, two, R, G, C, K))
-            # What lies beyond a row's length is no row's, and hidden.
-            found_RCL2GK = old.permute(2, 4, 0, 1, 3, 5)[places.clamp(max=P - 1), at]
-            settled[..., :used, :] = found_RCL2GK.permute(2, 3, 0, 4, 1, 5)
-            self.kv_L2PGCK, self.places_RC = settled, None
+            used = max(self.lengths, default=0)
+            places = torch.from_numpy(self.places_RC[:, :used].astype(np.int64)).to(device)
+            at = torch.arange(used, device=device)
+            for layer, old in enumerate(self.layers_2PGCK):
+                settled = old.new_zeros((2, R, *old.shape[2:]))
+                # What lies beyond a row's length is no row's, and hidden.
+                found_RC2GK = old.permute(1, 3, 0, 2, 4)[places.clamp(0, P - 1), at]
+                settled[..., :used, :] = found_RC2GK.permute(2, 0, 3, 1, 4)
+                self.layers_2PGCK[layer] = settled
+            self.places_RC = None
         self.own = list(range(R))
 
     def write(self, layer: int, k_RGTK: Tensor, v_RGTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +211,7 @@ class SelfCache:
         beyond a row's length is hidden by the caller's bias and overwritten later.
         """
         T, used = k_RGTK.shape[2], max(self.lengths, default=0)
-        cache = self.kv_L2PGCK[layer]
+        cache = self.layers_2PGCK[layer]
         if torch.is_grad_enabled():
             return self._write_differentiably(cache, k_RGTK, v_RGTK, used + T)
         if self.uniform:
@@ -194,5 +266,5 @@ class SelfCache:
         """Keys and values of the only row, as a memory holds them: ``[S, L * 2 * G * K]``."""
         assert len(self.lengths) == 1
         self.settle()
-        kv_L2GSK = self.kv_L2PGCK[:, :, 0, :, : self.lengths[0]]
+        kv_L2GSK = torch.stack([kv[:, 0, :, : self.lengths[0]] for kv in self.layers_2PGCK])
         return kv_L2GSK.permute(3, 0, 1, 2, 4).flatten(1)

@@ -240,9 +240,10 @@ class Session:
     def point_at(self, state: DecodeState) -> None:
         """Where the self-attention cache is now."""
         kept, cache = state.cache, self.cache
-        strides = kept.kv_L2PGCK.stride()
-        cache.numbers = kept.kv_L2PGCK.data_ptr()
-        cache.layer_stride, cache.kind_stride, cache.row_stride, cache.group_stride = strides[:4]
+        self._layers = np.array([kv.data_ptr() for kv in kept.layers_2PGCK], dtype=np.int64)
+        cache.layers = self._layers.ctypes.data
+        strides = kept.layers_2PGCK[0].stride()
+        cache.kind_stride, cache.row_stride, cache.group_stride = strides[:3]
         self._lengths = np.array(kept.lengths, dtype=np.int32)
         self._own = np.array(kept.own, dtype=np.int32)
         cache.lengths, cache.own = self._lengths.ctypes.data, self._own.ctypes.data

@@ -20,7 +20,7 @@ from xattn.memory import Hash, Memory, bytes_of, digest_of
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
-from xattn.models.state import DecodeState, Group, Projection, Slot
+from xattn.models.state import DecodeState, Projection
 from xattn.spec import FORMS, Form, ModelSpec, is_absorbed, is_narrow
 
 PADDING_SHARE = 0.25
@@ -146,24 +146,12 @@ class Network(nn.Module):
             bound = "at most one for a decoder without cross-attention, which goes on from it"
             require(depth <= 1, "memories", bound, depth)
         placed: dict[str, tuple[Projection, int]] = {}
-        slots: list[Slot] = []
         for j in range(depth):
-            column = {row: items[j] for row, items in enumerate(attended) if len(items) > j}
-            self._place(column.values(), placed, form)
-            held: dict[int, tuple[Projection, list[int], list[int]]] = {}
-            for row, item in column.items():
-                projection, member = placed[_identity(item)]
-                _, rows, members = held.setdefault(id(projection), (projection, [], []))
-                rows.append(row)
-                members.append(member)
-            slots.append(
-                [Group(p, rows, members, len(attended)) for p, rows, members in held.values()]
-            )
+            self._place((items[j] for items in attended if len(items) > j), placed, form)
+        readings = [tuple(placed[_identity(item)] for item in items) for items in attended]
         self._refresh_compiled()
         offsets = [sum(map(kv_positions, items)) for items in attended]
-        return DecodeState(
-            self.spec.decoder, len(attended), slots, self.dtype, self.device, offsets
-        )
+        return DecodeState(self.spec.decoder, readings, self.dtype, self.device, offsets)
 
     @torch.inference_mode()
     def step(

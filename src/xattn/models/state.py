@@ -9,6 +9,7 @@ heads, G key/value heads, K head width, L layers, C cached tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,17 +67,26 @@ class Group:
         ordered = [row for held in per_memory for row in held]
         self._whole = ordered == list(range(total)) and all(len(held) == W for held in per_memory)
         self._shape = (N, W)
-        if not self._whole:
-            filler = self.rows[0]
-            device = projection.device
-            taken = [[*held, *[filler] * (W - len(held))] for held in per_memory]
-            self._take = torch.tensor(taken, device=device).flatten()
-            place = {
-                row: n * W + w for n, held in enumerate(per_memory) for w, row in enumerate(held)
-            }
-            self._back = torch.tensor([place[row] for row in self.rows], device=device)
-            self._target = torch.tensor(self.rows, device=device)
-            self._every_row = self.rows == list(range(total))
+        self._per_memory, self._total = per_memory, total
+
+    @cached_property
+    def _take(self) -> Tensor:
+        """The rows in the order of their memories, as many of each as of the most read."""
+        _, W = self._shape
+        taken = [[*held, *[self.rows[0]] * (W - len(held))] for held in self._per_memory]
+        return torch.tensor(taken, device=self.projection.device).flatten()
+
+    @cached_property
+    def _back(self) -> Tensor:
+        """Where each row is among those."""
+        _, W = self._shape
+        per_memory = enumerate(self._per_memory)
+        place = {row: n * W + w for n, held in per_memory for w, row in enumerate(held)}
+        return torch.tensor([place[row] for row in self.rows], device=self.projection.device)
+
+    @cached_property
+    def _target(self) -> Tensor:
+        return torch.tensor(self.rows, device=self.projection.device)
 
     def fold(self, q_RTHK: Tensor) -> Tensor:
         """[R, T, H, K] -> [N, W*T, H, K]."""
@@ -93,27 +103,40 @@ class Group:
         if self._whole:
             return x_RTH
         x_RTH = x_RTH.index_select(0, self._back)
-        if self._every_row:
+        if self.rows == list(range(self._total)):
             return x_RTH
         full = x_RTH.new_full((rows, *x_RTH.shape[1:]), missing)
         return full.index_copy(0, self._target, x_RTH)
 
-    def select(self, rows: Sequence[int]) -> "Group | None":
-        """The group after new row j took the place of old row ``rows[j]``; None if none is left."""
-        member_of = dict(zip(self.rows, self.members, strict=True))
-        kept = [(new, member_of[old]) for new, old in enumerate(rows) if old in member_of]
-        if not kept:
-            return None
-        first, last = min(m for _, m in kept), max(m for _, m in kept)
-        projection = self.projection
-        if last - first + 1 < len(projection.memories):
-            # Memories that no row reads any more are not attended to any more.
-            projection = projection.narrow(first, last - first + 1)
-        return Group(projection, [r for r, _ in kept], [m - first for _, m in kept], len(rows))
-
 
 Slot = list[Group]
 """Groups over disjoint rows: the j-th memory of every request."""
+
+Reading = tuple[tuple[Projection, int], ...]
+"""What one row reads: projections, and which memory of each."""
+
+
+def slots_of(readings: Sequence[Reading]) -> list[Slot]:
+    """The rows folded by what they read. Memories that no row reads are left out."""
+    slots: list[Slot] = []
+    for j in range(max(map(len, readings), default=0)):
+        held: dict[int, tuple[Projection, list[int], list[int]]] = {}
+        for row, reading in enumerate(readings):
+            if j < len(reading):
+                projection, member = reading[j]
+                _, rows, members = held.setdefault(id(projection), (projection, [], []))
+                rows.append(row)
+                members.append(member)
+        slots.append([_group(*group, len(readings)) for group in held.values()])
+    return slots
+
+
+def _group(projection: Projection, rows: list[int], members: list[int], total: int) -> Group:
+    first, last = min(members), max(members)
+    if last - first + 1 < len(projection.memories):
+        projection = projection.narrow(first, last - first + 1)
+        members = [member - first for member in members]
+    return Group(projection, rows, members, total)
 
 
 class DecodeState:
@@ -122,19 +145,28 @@ class DecodeState:
     def __init__(
         self,
         spec: DecoderSpec,
-        rows: int,
-        slots: Sequence[Slot],
+        readings: Sequence[Reading],
         dtype: torch.dtype,
         device: torch.device,
         offsets: Sequence[int] | None = None,
     ) -> None:
-        self.spec, self.slots = spec, [list(slot) for slot in slots]
-        self.cache = SelfCache(spec, rows, dtype, device)
-        self.offsets = [0] * rows if offsets is None else list(offsets)
+        """A row for each entry of ``readings``."""
+        self.spec = spec
+        self.readings: list[Reading] = list(readings)
+        """What each row reads; rows that read the same are folded."""
+        self.cache = SelfCache(spec, len(self.readings), dtype, device)
+        self.offsets = [0] * len(self.readings) if offsets is None else list(offsets)
         """Positions before the first token of each row: those of a memory that it goes on from."""
         self.native: object | None = None
         """What the compiled step keeps from call to call."""
-        self._reading = self._readings()
+        self._slots: list[Slot] | None = None
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The rows folded by what they read: the j-th memory of every row in slot j."""
+        if self._slots is None:
+            self._slots = slots_of(self.readings)
+        return self._slots
 
     @property
     def rows(self) -> int:
@@ -164,8 +196,8 @@ class DecodeState:
 
     def fresh(self) -> "DecodeState":
         """The same rows and memories, with no token seen yet."""
-        kv = self.cache.kv_L2PGCK
-        return DecodeState(self.spec, self.rows, self.slots, kv.dtype, kv.device, self.offsets)
+        kv = self.cache.layers_2PGCK[0]
+        return DecodeState(self.spec, self.readings, kv.dtype, kv.device, self.offsets)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
@@ -173,26 +205,24 @@ class DecodeState:
             return
         self.cache.reorder(rows)
         self.offsets = [self.offsets[row] for row in rows]
-        reading = [self._reading[row] for row in rows]
-        if reading == self._reading:
-            return  # beams of one request changed places
-        self._reading, self.native = reading, None
-        self.slots = [
-            [moved for group in slot if (moved := group.select(rows)) is not None]
-            for slot in self.slots
-        ]
+        self._read([self.readings[row] for row in rows])
+
+    def join(self, other: "DecodeState") -> None:
+        """Append the rows of ``other``, whatever they have seen; what both read is shared.
+
+        ``other`` is used up: its rows live on in this state.
+        """
+        self.cache.join(other.cache)
+        self.offsets = self.offsets + other.offsets
+        self._read(self.readings + other.readings)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first ``lengths[r]`` tokens of row r: drafts that were not taken."""
         self.cache.truncate(lengths)
 
-    def _readings(self) -> list[list[tuple[int, int]]]:
-        """For each row, the memories that it reads: which projection's, and which of them."""
-        reading: list[list[tuple[int, int]]] = [[] for _ in range(self.rows)]
-        for group in (group for slot in self.slots for group in slot):
-            for row, member in zip(group.rows, group.members, strict=True):
-                reading[row].append((id(group.projection), member))
-        return reading
+    def _read(self, readings: list[Reading]) -> None:
+        if readings != self.readings:  # else beams of one request changed places
+            self.readings, self.native, self._slots = readings, None, None
 
     def attend_memories(self, q_RTHK: Tensor, layer: int, scale: float) -> Tensor:
         """Cross-attention of all rows over all their memories: [R, T, H, K] -> [R, T, H, K].

@@ -94,8 +94,7 @@ class Cache(Structure):
     """Where self-attention's keys and values lie; strides in numbers."""
 
     _fields_: ClassVar = [
-        ("numbers", c_void_p),
-        ("layer_stride", c_int64),
+        ("layers", c_void_p),
         ("kind_stride", c_int64),
         ("row_stride", c_int64),
         ("group_stride", c_int64),

@@ -51,11 +51,11 @@ struct Decoder {
     int64_t distances;
 };
 
-// The self-attention cache: numbers of layer l, key or value, row r, group g and place c begin at
-// l * layer_stride + which * kind_stride + r * row_stride + g * group_stride + c * K.
+// The self-attention cache: of layer l, numbers of key or value, row r, group g and place c begin at
+// layers[l] + which * kind_stride + r * row_stride + g * group_stride + c * K.
 struct Cache {
-    float *numbers;
-    int64_t layer_stride, kind_stride, row_stride, group_stride;
+    float *const *layers;
+    int64_t kind_stride, row_stride, group_stride;
     const int32_t *lengths;   // [R] tokens seen before
     const int32_t *places;    // [R, places_stride] the physical row of every token seen; or null
     int64_t places_stride;
@@ -419,7 +419,7 @@ struct Pass {
     void read_own(const Attention &a, int64_t l, int64_t r, int64_t g, int64_t me) {
         const Cache &c = *step.cache;
         const int64_t K = a.width, per_group = a.heads / a.groups, before = c.lengths[r];
-        float *of_layer = c.numbers + l * c.layer_stride + g * c.group_stride;
+        float *of_layer = c.layers[l] + g * c.group_stride;
         float *own = of_layer + (c.own ? c.own[r] : r) * c.row_stride;
         for (int64_t t = 0; t < T; t++) {
             const int64_t m = r * T + t;
