@@ -16,17 +16,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn.decoding.segments import Segment, Word
     from xattn.decoding.transcript import Transcript
+    from xattn.engine import Engine, EngineStats, Ticket
     from xattn.errors import (
         AbsorptionError,
+        CapacityError,
         CheckpointError,
         CorruptCheckpointError,
         CorruptEntryError,
+        DeadlineError,
+        EngineClosedError,
+        EngineError,
         EntryNotFoundError,
         InvalidSourceError,
         MissingExtraError,
         ModelNotFoundError,
         OfflineError,
         PromptError,
+        QueueFullError,
+        RequestCancelledError,
         SourceError,
         SourceNotFoundError,
         StoreError,
@@ -52,11 +59,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbsorptionError",
+    "CapacityError",
     "CheckpointError",
     "CorruptCheckpointError",
     "CorruptEntryError",
+    "DeadlineError",
     "DecoderSpec",
     "EncoderSpec",
+    "Engine",
+    "EngineClosedError",
+    "EngineError",
+    "EngineStats",
     "EntryNotFoundError",
     "Generation",
     "InvalidSourceError",
@@ -70,6 +83,8 @@ __all__ = [
     "OfflineError",
     "PictureEncoder",
     "PromptError",
+    "QueueFullError",
+    "RequestCancelledError",
     "Segment",
     "SourceError",
     "SourceNotFoundError",
@@ -79,6 +94,7 @@ __all__ = [
     "StoreUnavailableError",
     "Table",
     "TensorError",
+    "Ticket",
     "Transcript",
     "UnreadableSourceError",
     "UnsafeCheckpointError",
@@ -95,6 +111,7 @@ __all__ = [
 _HOMES = {
     "xattn.decoding.segments": ("Segment", "Word"),
     "xattn.decoding.transcript": ("Transcript",),
+    "xattn.engine": ("Engine", "EngineStats", "Ticket"),
     "xattn.generation": ("Generation",),
     "xattn.inputs.table": ("Table", "read_table"),
     "xattn.memory": ("Memory", "MemoryKey", "Span"),

@@ -25,6 +25,12 @@ A message names what was wrong, the bound, the value found, and what to do.
     │   ├── CorruptEntryError              an entry is not what was written
     │   ├── EntryNotFoundError             no such key, or another tenant's
     │   └── UnsafeStoreError               a root that others can write
+    ├── EngineError                        an engine does not answer a request
+    │   ├── CapacityError                  it needs more bytes or rows than there will ever be
+    │   ├── QueueFullError                 too many wait already
+    │   ├── DeadlineError                  its time ran out
+    │   ├── RequestCancelledError          somebody called it off
+    │   └── EngineClosedError              the engine was closed, or failed
     └── MissingExtraError (ImportError)    an optional package is not installed
 
 The command line turns :class:`UsageError` into exit code 2 and the rest into exit code 1.
@@ -117,6 +123,35 @@ class EntryNotFoundError(StoreError):
 
 class UnsafeStoreError(StoreError):
     """The store's directory can be written by others."""
+
+
+class EngineError(XattnError):
+    """An engine does not answer a request."""
+
+    def __init__(self, message: str, tokens: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        """New tokens that had been chosen by then."""
+
+
+class CapacityError(EngineError):
+    """The request needs more bytes or rows than the engine may ever hold."""
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as may."""
+
+
+class DeadlineError(EngineError):
+    """The request's time ran out, in the queue or while it was decoded."""
+
+
+class RequestCancelledError(EngineError):
+    """The request was cancelled."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed or failed, and answers nothing any more."""
 
 
 class MissingExtraError(XattnError, ImportError):

@@ -92,9 +92,11 @@ class Model:
         self.name = checkpoint.origin
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
-        self._asker = Asker(network, checkpoint.tokenizer, self.name)
+        self.asker = Asker(network, checkpoint.tokenizer, self.name)
+        """What makes tokens of prompts, languages and tasks."""
         self._sources = Sources(network, checkpoint.tokenizer)
-        self._pins = Pins(network)
+        self.pins = Pins(network)
+        """Projections that are kept."""
         self.store: MemoryStore | None = None
         """Where memories of raw sources are looked for, and kept; :meth:`encode` always encodes."""
 
@@ -111,7 +113,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer; :class:`UsageError` where it has none."""
-        return self._asker.tokenizer
+        return self.asker.tokenizer
 
     def __repr__(self) -> str:
         weights = f"{self.spec.parameters / 1e6:.1f}M parameters"
@@ -192,7 +194,7 @@ class Model:
         """The memories of prepared sources; texts share one padded encoder pass."""
         return encode(self.network, prepared)
 
-    def _remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
+    def remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources, from the store where there is one."""
         if self.store is None:
             return self.encode_prepared(prepared)
@@ -204,12 +206,12 @@ class Model:
         Worth its bytes, which are returned, for a memory that is in use all the time. It is let go
         by :meth:`unpin_projection`, and made again where the decoder's weights have changed.
         """
-        self._require_own([memory])
-        return self._pins.pin(memory, form).size_bytes
+        self.require_own([memory])
+        return self.pins.pin(memory, form).size_bytes
 
     def unpin_projection(self, memory: Memory, *, form: Form = "materialized") -> bool:
         """Let a projection go; whether there was one."""
-        return self._pins.unpin(memory, form)
+        return self.pins.unpin(memory, form)
 
     # Generating
 
@@ -246,25 +248,25 @@ class Model:
         question = Question(
             prompt=prompt, language=language, target_language=target_language, task=task
         )
-        request, resolved = self._asker.request(memories, question, self._settings(settings))
+        request, resolved = self.asker.request(memories, question, self.settings(settings))
         request = self._with_pinned(request, form)
-        with self._in_use(memories):
+        with self.in_use(memories):
             hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
-        answer = self._generation(request, hypotheses)
+        answer = self.answer(request, hypotheses)
         if not word_timestamps:
             return answer
         bound = "True only with one memory of an audio model"
         require(
-            self._asker.reads_audio and len(memories) == 1,
+            self.asker.reads_audio and len(memories) == 1,
             "word_timestamps",
             bound,
             word_timestamps,
         )
-        start = speech_start(self.network, self._asker.whisper, memories[0], language, task)
+        start = speech_start(self.network, self.asker.whisper, memories[0], language, task)
 
         def timed(one: Generation) -> Generation:
             tokens = (request.prompt, one.tokens)
-            words = spoken_words(self.network, self._asker.whisper, memories[0], start, *tokens)
+            words = spoken_words(self.network, self.asker.whisper, memories[0], start, *tokens)
             return replace(one, words=words_within(words, one.text))
 
         others = tuple(timed(other) for other in answer.alternatives)
@@ -296,18 +298,18 @@ class Model:
             require(len(prompts) == count, "prompts", bound, len(prompts))
         held = self._memories_of_batch(memories, language) if memories is not None else [()] * count
         wanted = list(prompts) if prompts is not None else [None] * count
-        given = self._settings(settings)
+        given = self.settings(settings)
         question = Question(language=language, target_language=target_language, task=task)
         pairs = [
-            self._asker.request(memory, replace(question, prompt=prompt), given)
+            self.asker.request(memory, replace(question, prompt=prompt), given)
             for memory, prompt in zip(held, wanted, strict=True)
         ]
         if not pairs:
             return []
         requests, resolved = [self._with_pinned(one, form) for one, _ in pairs], pairs[0][1]
-        with self._in_use([memory for memories in held for memory in memories]):
+        with self.in_use([memory for memories in held for memory in memories]):
             answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
-        return [self._generation(*pair) for pair in zip(requests, answers, strict=True)]
+        return [self.answer(*pair) for pair in zip(requests, answers, strict=True)]
 
     def stream(
         self,
@@ -326,12 +328,12 @@ class Model:
         Arguments are those of :meth:`generate`, without beams, and are checked before this returns.
         """
         alone = {"num_beams": 1, "num_return_sequences": 1}
-        given = self._settings(alone | settings)
+        given = self.settings(alone | settings)
         memories = self._memories(memory, language)
         question = Question(
             prompt=prompt, language=language, target_language=target_language, task=task
         )
-        request, resolved = self._asker.request(memories, question, given)
+        request, resolved = self.asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
         tokens = stream(self.network, request, resolved, self._tokenizer, form=form)
         return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings), memories)
@@ -343,7 +345,7 @@ class Model:
         stop: StopFilter,
         memories: Sequence[Memory],
     ) -> Iterator[str]:
-        with self._in_use(memories):
+        with self.in_use(memories):
             for token in tokens:
                 if piece := stop.push(text.push(token)):
                     yield piece
@@ -390,8 +392,8 @@ class Model:
                 self.network, window.recording, lambda: window.mel_MF, window.start, window.frames
             )
             in_use.close()  # the window before this one
-            [memory] = self._remembered([prepared])
-            in_use.enter_context(self._in_use([memory]))
+            [memory] = self.remembered([prepared])
+            in_use.enter_context(self.in_use([memory]))
             return memory
 
         transcription = Transcription(
@@ -405,15 +407,15 @@ class Model:
 
         Empty for an English-only model.
         """
-        if not self._asker.whisper.multilingual:
+        if not self.asker.whisper.multilingual:
             return {}
-        return HeardWindow(self.network, memory).languages(self._asker.whisper)
+        return HeardWindow(self.network, memory).languages(self.asker.whisper)
 
     def start_tokens(
         self, memory: Memory, *, language: str | None = None, task: str = "transcribe"
     ) -> tuple[int, ...]:
         """Decoder tokens that :meth:`generate` puts before a transcript or translation."""
-        return self._asker.start_tokens(memory, language, task)
+        return self.asker.start_tokens(memory, language, task)
 
     # Looking
 
@@ -456,20 +458,24 @@ class Model:
         self, entries: Sequence[Any], language: str | None
     ) -> list[tuple[Memory, ...]]:
         """Each entry as memories; sources among them are encoded in one call."""
-        groups = [_entry_items(entry) for entry in entries]
+        groups = [entry_items(entry) for entry in entries]
         raw = [item for group in groups for item in group if not isinstance(item, Memory)]
-        source_language = None if self._asker.reads_audio else language
+        source_language = None if self.asker.reads_audio else language
         prepared = self.prepare_batch(raw, language=source_language) if raw else []
-        encoded = iter(self._remembered(prepared) if prepared else ())
-        self._require_own([item for group in groups for item in group if isinstance(item, Memory)])
+        encoded = iter(self.remembered(prepared) if prepared else ())
+        self.require_own([item for group in groups for item in group if isinstance(item, Memory)])
         return [
             tuple(item if isinstance(item, Memory) else next(encoded) for item in group)
             for group in groups
         ]
 
-    def _require_own(self, memories: Sequence[Memory]) -> None:
-        """Raise :class:`UsageError` for a memory that another encoder made."""
-        digest = self.network.encoder_digest if memories else ""  # it costs a look at the weights
+    def require_own(self, memories: Sequence[Memory], digest: str | None = None) -> None:
+        """Raise :class:`UsageError` for a memory that another encoder made.
+
+        ``digest`` is that of this model's, for those who took it before.
+        """
+        if digest is None and memories:
+            digest = self.network.encoder_digest  # it costs a look at the weights
         for memory in memories:
             if memory.key.encoder != digest:
                 raise UsageError(
@@ -479,19 +485,21 @@ class Model:
 
     def _with_pinned(self, request: Request, form: Form) -> Request:
         """``request`` with the projections that are kept in the place of their memories."""
-        memories = tuple(self._pins.instead_of(memory, form) for memory in request.memories)
+        memories = tuple(self.pins.instead_of(memory, form) for memory in request.memories)
         return replace(request, memories=memories)
 
-    def _in_use(self, memories: Sequence[Memory]) -> AbstractContextManager[None]:
+    def in_use(self, memories: Sequence[Memory]) -> AbstractContextManager[None]:
         """While it lasts, the store evicts none of them."""
         if self.store is None:
             return nullcontext()
         return self.store.lease(*{memory.key.digest for memory in memories})
 
-    def _settings(self, given: Mapping[str, Any]) -> Settings:
+    def settings(self, given: Mapping[str, Any]) -> Settings:
+        """Settings of one call, on top of the checkpoint's own."""
         return Settings.resolve(self.generation_config, **given)
 
-    def _generation(self, request: Request, hypotheses: Sequence[Hypothesis]) -> Generation:
+    def answer(self, request: Request, hypotheses: Sequence[Hypothesis]) -> Generation:
+        """What was found for a request, as users see it."""
         first, *others = [
             Generation(
                 text=self._text(hypothesis),
@@ -518,7 +526,7 @@ def _require_several(name: str, value: object) -> None:
     require(value is None or several, name, bound, value)
 
 
-def _entry_items(entry: Any) -> list[Any]:
+def entry_items(entry: Any) -> list[Any]:
     """A sequence of memories (and sources) is several at once; anything else is one."""
     if isinstance(entry, list | tuple) and any(isinstance(item, Memory) for item in entry):
         return list(entry)

@@ -23,6 +23,13 @@ PlacementKind = Literal["separate", "gated", "merged"]
 Modality = Literal["text", "audio", "image", "table"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
+STRETCH = 256
+"""Positions of a memory that are read at once, at least."""
+LOGIT_COPIES = 4
+"""Logits, and what constraints and samplers make of them."""
+SCRATCH_BYTES = 2**20
+"""What the threads of a step write in between."""
+
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
@@ -270,6 +277,34 @@ class DecoderSpec(StackSpec):
             width = attention.head_width
         per_row = width + SCALE_BYTES if is_narrow(form) else width * dtype_bytes(dtype)
         return positions * rows * per_row
+
+    def memory_bytes(
+        self, positions: int, *, form: Form = "materialized", dtype: str = "float32"
+    ) -> int:
+        """What decoding reads of one memory: as :meth:`cross_bytes`, or, without cross-attention,
+        the keys and values that it goes on from."""
+        if self.cross_attention is not None:
+            return self.cross_bytes(positions, form=form, dtype=dtype)
+        if not is_narrow(form):
+            return self.self_cache_bytes(positions, dtype=dtype)
+        own = self.self_attention
+        return positions * 2 * self.layers * own.kv_heads * (own.head_width + SCALE_BYTES)
+
+    def step_bytes(self, tokens: int, logits: int, seen: int, positions: int) -> int:
+        """Room for one pass over ``tokens``, of which ``logits`` get logits: an upper bound.
+
+        ``seen`` tokens of a row at most came before, and a row reads ``positions`` of memories.
+        """
+        own, cross = self.self_attention, self.cross_attention or self.self_attention
+        heads = max(own.heads, cross.heads)
+        inner = max(own.heads * own.head_width, cross.heads * cross.head_width)
+        hidden = 4 * self.width + 6 * inner + 3 * self.feed_forward.width
+        # What a query gives of each stretch of a memory, to be merged.
+        read = max(own.head_width, cross.head_width, self.memory_width) + 4
+        parts = 2 + positions // STRETCH
+        biases = 2 * (heads if self.position.kind == "relative" else 1) * (seen + tokens)
+        numbers = tokens * (hidden + heads * (parts + 1) * read + biases)
+        return 4 * (numbers + LOGIT_COPIES * logits * self.vocab_size) + SCRATCH_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,10 @@ def test_random_families_come_fork_and_go(pairs, network_of, name, seed):
     most = 0
     for _ in range(25):
         if len(widths) < 4 and rng.random() < 0.5:
-            which, prompt = rng.randrange(3), [rng.randrange(3, 99) for _ in range(rng.randint(1, 6))]
+            which, prompt = (
+                rng.randrange(3),
+                [rng.randrange(3, 99) for _ in range(rng.randint(1, 6))],
+            )
             joining = network.start([memories[which]])
             if len(prompt) > 1:
                 network.step(torch.tensor([prompt[:-1]]), joining)

@@ -41,6 +41,8 @@ def test_public_names_are_these():
         *("MemoryStore", "StoreError", "StoreFormatError", "StoreUnavailableError"),
         *("CorruptEntryError", "EntryNotFoundError", "UnsafeStoreError"),
         *("PictureEncoder", "Table", "read_table"),
+        *("Engine", "EngineStats", "Ticket", "EngineError", "CapacityError", "QueueFullError"),
+        *("DeadlineError", "RequestCancelledError", "EngineClosedError"),
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None

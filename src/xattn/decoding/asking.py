@@ -11,7 +11,7 @@ from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.errors import UsageError, require
 from xattn.inputs.text import Tokenizer
 from xattn.memory import Memory
-from xattn.models.network import Network
+from xattn.models.network import Attended, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,11 @@ class Asker:
             raise UsageError(f"{self._name} has no tokenizer; work with token ids instead of text.")
         return self._tokenizer
 
+    @property
+    def known_tokenizer(self) -> Tokenizer | None:
+        """The same; None where it has none."""
+        return self._tokenizer
+
     @cached_property
     def whisper(self) -> WhisperTokens:
         """Whisper's special tokens; :class:`UsageError` for another model."""
@@ -54,6 +59,17 @@ class Asker:
         self, memories: tuple[Memory, ...], question: Question, settings: Settings
     ) -> tuple[Request, Settings]:
         """What to decode, and how. Raises :class:`UsageError` for what the model does not know."""
+        heard = memories[0] if memories else None
+        prompt, settings = self.prompt(len(memories), question, settings, heard)
+        return Request(prompt, memories), settings
+
+    def prompt(
+        self, memories: int, question: Question, settings: Settings, heard: Attended | None
+    ) -> tuple[tuple[int, ...], Settings]:
+        """The decoder's tokens of a request that attends to so many memories, and its settings.
+
+        A language that is not given is detected on ``heard``. Raises as :meth:`request` does.
+        """
         if self._spec.encoder is None:
             return self._continuation(memories, question.prompt), settings
         if not memories:
@@ -64,44 +80,51 @@ class Asker:
             ids = target_prefix(question.prompt, self._tokenizer, vocab_size)
         if self.reads_audio:
             if ids and ids[0] == self._spec.tokens.decoder_start:
-                return Request(tuple(ids), memories), settings
-            start = self.start_tokens(memories[0], question.language, question.task)
-            return Request((*start, *ids), memories), settings
-        return self._translation(memories, ids, question.target_language, settings)
+                return tuple(ids), settings
+            start = self.start_tokens(heard, question.language, question.task)
+            return (*start, *ids), settings
+        return self._translation(ids, question.target_language, settings)
 
-    def start_tokens(self, memory: Memory, language: str | None, task: str) -> tuple[int, ...]:
+    def detects(self, question: Question) -> bool:
+        """Whether the language of a request has to be heard first."""
+        spoken = self.reads_audio and question.language is None
+        return spoken and self.whisper.multilingual
+
+    def start_tokens(
+        self, heard: Attended | None, language: str | None, task: str
+    ) -> tuple[int, ...]:
         """Decoder tokens before a transcript or a translation."""
         if self.reads_audio:
-            return speech_start(self._network, self.whisper, memory, language, task).tokens
+            return speech_start(self._network, self.whisper, heard, language, task).tokens
         return (self._decoder_start,)
 
-    def _continuation(self, memories: tuple[Memory, ...], prompt: Prompt | None) -> Request:
+    def _continuation(self, memories: int, prompt: Prompt | None) -> tuple[int, ...]:
         """What a decoder-only model goes on from: a prompt, or a prompt after one memory."""
         bound = "at most one for a decoder-only model, which goes on from it"
-        require(len(memories) <= 1, "memory", bound, len(memories))
+        require(memories <= 1, "memory", bound, memories)
         vocab_size = self._spec.decoder.vocab_size
         if not memories or prompt is None:
-            return Request(tuple(whole_prompt(prompt, self._tokenizer, vocab_size)))
-        return Request(tuple(target_prefix(prompt, self._tokenizer, vocab_size)), memories)
+            return tuple(whole_prompt(prompt, self._tokenizer, vocab_size))
+        return tuple(target_prefix(prompt, self._tokenizer, vocab_size))
 
     def _translation(
-        self, memories: tuple[Memory, ...], ids: list[int], language: str | None, settings: Settings
-    ) -> tuple[Request, Settings]:
+        self, ids: list[int], language: str | None, settings: Settings
+    ) -> tuple[tuple[int, ...], Settings]:
         begun = bool(ids) and ids[0] == self._spec.tokens.decoder_start
         if begun and language is None:
-            return Request(tuple(ids), memories), settings
+            return tuple(ids), settings
         prefix = ids[1:] if begun else ids
         if language is None:
-            return Request((self._decoder_start, *prefix), memories), settings
+            return (self._decoder_start, *prefix), settings
         token = self._language_token(language)
         if self.tokenizer.language_starts_decoding:
-            return Request((token, *prefix), memories), settings
+            return (token, *prefix), settings
         if prefix:
             # The language comes before the prefix, and so can no longer be forced after it.
             settings = replace(settings, forced_bos_token_id=None)
-            return Request((self._decoder_start, token, *prefix), memories), settings
+            return (self._decoder_start, token, *prefix), settings
         settings = replace(settings, forced_bos_token_id=token)
-        return Request((self._decoder_start,), memories), settings
+        return (self._decoder_start,), settings
 
     @property
     def _decoder_start(self) -> int:

@@ -80,10 +80,18 @@ class Plan:
 def plan(spec: ModelSpec, requests: Sequence[Request], settings: Settings) -> Plan:
     """Check every request. Raises :class:`PromptError` where a prompt is empty or does not fit."""
     require(len(requests) > 0, "requests", "at least one", list(requests))
+    offsets = [sum(map(kv_positions, request.memories)) for request in requests]
+    return plan_after(spec, requests, offsets, settings)
+
+
+def plan_after(
+    spec: ModelSpec, requests: Sequence[Request], offsets: Sequence[int], settings: Settings
+) -> Plan:
+    """The same where so many positions come before each prompt, whatever the memories."""
     limits = []
-    for request in requests:
+    for request, offset in zip(requests, offsets, strict=True):
         _check_tokens(request.prompt, spec.decoder.vocab_size)
-        before = len(request.prompt) + sum(map(kv_positions, request.memories))
+        before = len(request.prompt) + offset
         limits.append(new_token_limit(before, settings, spec.decoder.position.limit))
     eos = spec.tokens.eos if settings.eos_token_id is None else settings.eos_token_id
     fits = all(0 <= token < spec.decoder.vocab_size for token in eos)

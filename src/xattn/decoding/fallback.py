@@ -16,7 +16,7 @@ from xattn.decoding.timestamps import SECONDS_PER_TIMESTAMP, TimestampRules
 from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.memory import Memory
-from xattn.models.network import Network
+from xattn.models.network import Attended, Network
 from xattn.models.state import Projection
 from xattn.spec import ModelSpec
 
@@ -28,13 +28,20 @@ class HeardWindow:
     and alignment all attend to the same segments.
     """
 
-    def __init__(self, network: Network, memory: Memory) -> None:
-        self.network, self.memory = network, memory
+    def __init__(self, network: Network, heard: Attended) -> None:
+        self.network, self._heard = network, heard
+
+    @property
+    def memory(self) -> Memory:
+        """What is heard."""
+        heard = self._heard
+        return heard if isinstance(heard, Memory) else heard.memories[0]
 
     @cached_property
     def projection(self) -> Projection:
         """The memory's segments."""
-        return self.network.project(self.memory)
+        heard = self._heard
+        return heard if isinstance(heard, Projection) else self.network.project(heard)
 
     def probabilities_after(self, tokens: Sequence[int]) -> Tensor:
         """Probability of each token ``[V]`` after ``tokens``, without any constraint."""

@@ -11,7 +11,7 @@ from xattn.decoding.whisper_tokens import WhisperTokens
 from xattn.decoding.words import Draft, finished, place_words
 from xattn.inputs.audio import FRAMES_PER_SECOND
 from xattn.memory import Memory
-from xattn.models.network import Network
+from xattn.models.network import Attended, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,19 @@ class SpeechStart:
 
 
 def speech_start(
-    network: Network, tokens: WhisperTokens, memory: Memory, language: str | None, task: str
+    network: Network, tokens: WhisperTokens, heard: Attended | None, language: str | None, task: str
 ) -> SpeechStart:
-    """Where decoding begins; the language is detected on the memory where it is not given.
+    """Where decoding begins; the language is detected on what is heard where it is not given.
 
     Raises :class:`UsageError` for a language or task that the model does not know.
     """
     if language is not None or not tokens.multilingual:
         tokens.require_language(language or "en", task)
     if language is None:
-        likely = HeardWindow(network, memory).languages(tokens) if tokens.multilingual else {}
+        likely = {}
+        if tokens.multilingual:
+            assert heard is not None
+            likely = HeardWindow(network, heard).languages(tokens)
         language = max(likely, key=lambda code: likely[code]) if likely else "en"
     start = tokens.start_sequence(language, task)
     return SpeechStart(language=language, tokens=(*start, tokens.no_timestamps))

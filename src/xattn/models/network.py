@@ -148,7 +148,7 @@ class Network(nn.Module):
         placed: dict[str, tuple[Projection, int]] = {}
         for j in range(depth):
             self._place((items[j] for items in attended if len(items) > j), placed, form)
-        readings = [tuple(placed[_identity(item)] for item in items) for items in attended]
+        readings = [tuple(placed[identity_of(item)] for item in items) for items in attended]
         self._refresh_compiled()
         offsets = [sum(map(kv_positions, items)) for items in attended]
         return DecodeState(self.spec.decoder, readings, self.dtype, self.device, offsets)
@@ -258,13 +258,13 @@ class Network(nn.Module):
         waiting: dict[str, Memory] = {}
         for item in items:
             if isinstance(item, Projection):
-                placed.setdefault(_identity(item), (item, 0))
-            elif _identity(item) not in placed:
-                waiting.setdefault(_identity(item), item)
+                placed.setdefault(identity_of(item), (item, 0))
+            elif identity_of(item) not in placed:
+                waiting.setdefault(identity_of(item), item)
         alone = self.spec.decoder.cross_attention is None
         for batch in _batches(list(waiting.values()), form, alone=alone):
             projection = self._project(batch, form)
-            placed.update({_identity(memory): (projection, n) for n, memory in enumerate(batch)})
+            placed.update({identity_of(memory): (projection, n) for n, memory in enumerate(batch)})
 
     def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
@@ -344,8 +344,8 @@ def _places(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tens
     return along % rows, along % columns
 
 
-def _identity(item: Attended) -> str:
-    """What tells apart the things that rows attend to within one batch."""
+def identity_of(item: Attended) -> str:
+    """What tells apart the things that rows attend to; of a projection, as long as it lives."""
     if isinstance(item, Projection):
         return f"projection-{id(item)}"
     if item.mask_S is None:

@@ -1,0 +1,103 @@
+"""Whether a request fits: bytes that a set of requests takes at most, from shapes alone."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from xattn.engine.job import Job
+from xattn.errors import CapacityError, is_whole, require
+from xattn.spec import DecoderSpec
+
+CHUNK = 256
+"""Tokens of a prompt that are fed in one step, at most."""
+
+
+class Bytes(NamedTuple):
+    """What requests take, by kind."""
+
+    cache: int
+    """Keys and values of self-attention: all rows as long as the longest."""
+    memories: int
+    """Projections, each once, and the states of sources that the engine encoded."""
+    work: int
+    """Room for one step, and for what is moved when rows join."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What an engine may hold."""
+
+    capacity_bytes: int | None
+    max_rows: int
+    max_queue: int
+
+    def __post_init__(self) -> None:
+        capacity = self.capacity_bytes
+        fits = capacity is None or is_whole(capacity, 1)
+        require(fits, "capacity_bytes", "a whole number, at least 1, or None", capacity)
+        require(is_whole(self.max_rows, 1), "max_rows", "at least 1", self.max_rows)
+        require(is_whole(self.max_queue, 1), "max_queue", "at least 1", self.max_queue)
+
+
+class Admission:
+    """Foretells bytes for one decoder, and compares them with the bounds."""
+
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, bounds: Bounds) -> None:
+        self._spec, self._dtype, self.bounds = spec, str(dtype).removeprefix("torch."), bounds
+
+    def predicted(self, jobs: Collection[Job]) -> Bytes:
+        """What these take at most at any time before they end."""
+        rows = sum(job.rows for job in jobs)
+        longest = max((job.tokens for job in jobs), default=0)
+        cache = self._cache(longest, rows)
+        shared = {entry.identity: entry for job in jobs for entry in job.reads}
+        memories = sum(entry.predicted_bytes for entry in shared.values())
+        return Bytes(cache, memories, self._work(jobs, rows, longest) if jobs else 0)
+
+    def _cache(self, tokens: int, rows: int) -> int:
+        return self._spec.self_cache_bytes(tokens, rows=rows, dtype=self._dtype)
+
+    def _work(self, jobs: Collection[Job], rows: int, longest: int) -> int:
+        prompt = max(len(job.prompt) for job in jobs)
+        fed = max(rows, min(prompt, CHUNK))
+        positions = max(job.positions for job in jobs)
+        step = self._spec.step_bytes(max(fed, FEW_TOKENS), rows, longest, positions)
+        # One prompt is read at a time, and one layer of the cache is moved at a time.
+        apart = self._cache(prompt, 1) if prompt > 1 else 0
+        return step + apart + self._cache(longest, rows) // self._spec.layers
+
+    def require_possible(self, job: Job) -> None:
+        """Raise :class:`CapacityError` for a request that does not even fit alone."""
+        if job.rows > self.bounds.max_rows:
+            raise CapacityError(
+                f"the request has {job.rows} rows (beams or samples), but the engine decodes at "
+                f"most max_rows={self.bounds.max_rows}."
+            )
+        needed, capacity = self.predicted([job]), self.bounds.capacity_bytes
+        if capacity is not None and needed.total > capacity:
+            raise CapacityError(
+                f"the request needs {needed.total} bytes ({needed.cache} for {job.rows} rows of "
+                f"{job.tokens} tokens, {needed.memories} for memories of {job.positions} "
+                f"positions, {needed.work} to work in), but capacity_bytes is {capacity}; "
+                "allow fewer new tokens or beams, a shorter prompt or source, "
+                "or give the engine more."
+            )
+
+    def fits(self, jobs: Collection[Job], job: Job) -> bool:
+        """Whether there is room for another one beside these."""
+        together = [*jobs, job]
+        if sum(one.rows for one in together) > self.bounds.max_rows:
+            return False
+        capacity = self.bounds.capacity_bytes
+        return capacity is None or self.predicted(together).total <= capacity
+
+
+FEW_TOKENS = 64
+"""Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""

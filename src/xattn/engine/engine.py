@@ -1,0 +1,246 @@
+"""The engine as its users see it: threads on one side, asyncio on the other."""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from xattn.decoding.asking import Question
+from xattn.decoding.prompts import Prompt
+from xattn.engine.admission import Admission, Bounds
+from xattn.engine.stats import EngineStats
+from xattn.engine.ticket import TextReader, Ticket, deadline_of
+from xattn.engine.worker import Worker
+from xattn.errors import EngineClosedError, RequestCancelledError, is_whole, require
+from xattn.generation import Generation
+from xattn.inputs.text import Unit
+from xattn.memory import Memory
+from xattn.model import Model, Source
+from xattn.spec import FORMS, Form, is_absorbed
+
+MOST_ROWS = 64
+MOST_WAITING = 1024
+
+
+class Engine:
+    """Continuous batching: many requests in flight on one model.
+
+    Requests join and leave between any two steps of the decoder. Those that name the same memory
+    share it: it is encoded once and projected once. The tokens of a greedy request in float32 are
+    those of :meth:`Model.generate <xattn.Model.generate>`.
+
+    ``capacity_bytes`` bounds what requests in flight may take before they end, foretold from
+    shapes: self-attention caches, projections, sources encoded here, and room for a step. Weights
+    are not counted. ``max_rows`` bounds the sequences in flight (beams and samples count each),
+    ``max_queue`` the requests that wait. ``form`` is how all memories are read.
+
+    A thread of its own runs the model, which nobody may change meanwhile. Close the engine, or use
+    it in a ``with`` or ``async with`` block: its end waits for all requests, or cancels them where
+    the block was left by an error.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        capacity_bytes: int | None = None,
+        max_rows: int = MOST_ROWS,
+        max_queue: int = MOST_WAITING,
+        form: Form = "materialized",
+    ) -> None:
+        require(isinstance(model, Model), "model", "what xattn.load returned", model)
+        require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
+        decoder = model.spec.decoder
+        if is_absorbed(form):
+            decoder.require_absorbable()
+        bounds = Bounds(capacity_bytes=capacity_bytes, max_rows=max_rows, max_queue=max_queue)
+        self._worker = Worker(model, form, Admission(decoder, model.network.dtype, bounds))
+        self._thread = threading.Thread(
+            target=_work, args=(self._worker,), name="xattn-engine", daemon=True
+        )
+        self._thread.start()
+        # An engine that is forgotten, or still open when Python ends, leaves no thread behind.
+        self._forgotten = weakref.finalize(self, _stop, self._worker, self._thread)
+
+    # Requests
+
+    def submit(
+        self,
+        memory: Memory | list[Memory] | Source | None = None,
+        prompt: Prompt | None = None,
+        *,
+        language: str | None = None,
+        target_language: str | None = None,
+        task: str = "transcribe",
+        tenant: str = "",
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+        **settings: Any,
+    ) -> Ticket:
+        """Hand in a request; its ticket gives the answer, the text as it comes, or an error.
+
+        ``memory``, ``prompt``, the languages, ``task`` and ``settings`` are those of
+        :meth:`Model.generate <xattn.Model.generate>`; prompt lookup is not for engines. A raw
+        source is encoded between steps. Higher ``priority`` goes first; tenants of the same
+        priority get equal shares. After ``deadline_seconds`` the request ends with a
+        :class:`~xattn.DeadlineError`, wherever it is.
+
+        Raises what :meth:`Model.generate <xattn.Model.generate>` does for arguments out of their
+        bounds, :class:`~xattn.CapacityError` for a request that can never fit,
+        :class:`~xattn.QueueFullError` and :class:`~xattn.EngineClosedError`.
+        """
+        require(isinstance(tenant, str), "tenant", "text", tenant)
+        require(is_whole(priority), "priority", "a whole number", priority)
+        deadline = deadline_of(deadline_seconds)
+        question = Question(
+            prompt=prompt, language=language, target_language=target_language, task=task
+        )
+        job = self._worker.desk.job(memory, question, settings)
+        self._worker.submit(job, tenant=tenant, priority=priority, deadline=deadline)
+        return job.ticket
+
+    async def generate(
+        self,
+        memory: Memory | list[Memory] | Source | None = None,
+        prompt: Prompt | None = None,
+        **options: Any,
+    ) -> Generation:
+        """The answer to a request; to cancel the task is to cancel the request.
+
+        Arguments and errors are those of :meth:`submit`.
+        """
+        ticket = await self._submitted(memory, prompt, options)
+        with _Followed(ticket) as followed:
+            while not ticket.done:
+                await followed.news()
+        return ticket.result()
+
+    async def stream(
+        self,
+        memory: Memory | list[Memory] | Source | None = None,
+        prompt: Prompt | None = None,
+        *,
+        unit: Unit = "words",
+        **options: Any,
+    ) -> AsyncIterator[str]:
+        """The text as it is decoded; a reader that stops cancels the request.
+
+        Arguments and errors are those of :meth:`submit`, without beams.
+        """
+        options = {"num_beams": 1, "num_return_sequences": 1} | options
+        ticket = await self._submitted(memory, prompt, options)
+        with _Followed(ticket) as followed:
+            reader = TextReader(ticket, unit)
+            while not reader.finished:
+                if piece := reader.next():
+                    yield piece
+                elif not reader.finished:
+                    await followed.news()
+
+    async def _submitted(self, memory: Any, prompt: Any, options: dict[str, Any]) -> Ticket:
+        """Off the event loop: tokenizers and readers of sources take their time."""
+        handed_in = asyncio.ensure_future(asyncio.to_thread(self.submit, memory, prompt, **options))
+        try:
+            return await asyncio.shield(handed_in)
+        except asyncio.CancelledError:
+            handed_in.add_done_callback(_cancel_submitted)
+            raise
+
+    def stats(self) -> EngineStats:
+        """Counts, and bytes held and foretold."""
+        return self._worker.stats()
+
+    # The end
+
+    def close(self) -> None:
+        """Take no more requests, answer all that were taken, and end."""
+        with self._worker.lock:
+            self._worker.closed = self._worker.closed or EngineClosedError("it was closed.")
+            self._worker.news.notify_all()
+        self._thread.join()
+        self._forgotten.detach()
+
+    def abort(self) -> None:
+        """Take no more requests, cancel all that were taken, and end."""
+        self._forgotten()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    async def __aenter__(self) -> "Engine":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+
+class _Followed:
+    """A ticket whose news reach an event loop; cancelled where nobody follows it any more."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket, self._event = ticket, asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> "_Followed":
+        self._unlisten = self._ticket.listen(self._tell)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlisten()
+        self._ticket.cancel()
+
+    def _tell(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed, and nobody follows any more
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def news(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+def _cancel_submitted(handed_in: "asyncio.Future[Ticket]") -> None:
+    if not handed_in.cancelled() and handed_in.exception() is None:
+        handed_in.result().cancel()
+
+
+def _work(worker: Worker) -> None:
+    """The engine's thread: turns, until it is closed and nothing is left."""
+    try:
+        while True:
+            worker.wait()
+            if worker.aborted:
+                worker.fail_all(RequestCancelledError("the engine was aborted."))
+            if worker.idle:
+                return
+            worker.turn()
+    except BaseException as error:  # noqa: BLE001  (every caller is told, and none waits for ever)
+        worker.fail_all(error)
+
+
+def _stop(worker: Worker, thread: threading.Thread) -> None:
+    """Cancel everything, and wait for the thread."""
+    with worker.lock:
+        worker.closed = worker.closed or EngineClosedError("it was aborted.")
+        worker.aborted = True
+        worker.news.notify_all()
+    if thread is not threading.current_thread():
+        thread.join()

@@ -1,0 +1,274 @@
+"""What an engine does, turn by turn: it lets jobs go, lets jobs in, reads prompts, and steps."""
+
+import threading
+import time
+
+import torch
+
+from xattn.engine.admission import Admission, Bytes
+from xattn.engine.flight import Flight, Landing
+from xattn.engine.job import Desk, Job
+from xattn.engine.memories import Memories
+from xattn.engine.scheduler import Scheduler
+from xattn.engine.stats import EngineStats
+from xattn.errors import (
+    CapacityError,
+    DeadlineError,
+    EngineClosedError,
+    EngineError,
+    QueueFullError,
+    RequestCancelledError,
+)
+from xattn.model import Model
+from xattn.spec import Form
+
+SHORT_PROMPT = 8
+"""Tokens of a prompt that are worth no step of their own while other rows are in flight."""
+ENCODED_AT_ONCE = 2048
+"""Positions that are encoded between two steps, if one source is no longer."""
+
+
+class Worker:
+    """The engine without threads: whoever calls :meth:`turn` runs it."""
+
+    def __init__(self, model: Model, form: Form, admission: Admission) -> None:
+        self._model, self._form, self._admission = model, form, admission
+        self.lock = threading.RLock()
+        """Guards the queue, the memories' counts and the sums below."""
+        self.news = threading.Condition(self.lock)
+        """Told when there may be something to do."""
+        self._memories = Memories(model, form)
+        self.desk = Desk(model, self._memories)
+        self.scheduler: Scheduler[Job] = Scheduler()
+        self._running: list[Job] = []
+        self._flight = Flight(model.network, form)
+        self._prompts: list[Job] = []
+        """Jobs whose prompts are read apart from the others, one after the other."""
+        self._apart = Flight(model.network, form)
+        self._counts = dict.fromkeys(COUNTS, 0)
+        self._look = True
+        """Something has come or gone, so that a job of the queue may begin."""
+        self.aborted = False
+        """Everything is to be cancelled."""
+        self.closed: BaseException | None = None
+        """Why no more requests are taken."""
+
+    # Callers' threads
+
+    def submit(self, job: Job, *, tenant: str, priority: int, deadline: float | None) -> None:
+        """Put a job into the queue, or refuse it."""
+        job.tenant, job.priority, job.deadline = tenant, priority, deadline
+        with self.lock:
+            if self.closed is not None:
+                why = self.closed
+                raise EngineClosedError(f"the engine takes no requests: {why}") from why
+            try:
+                self._admission.require_possible(job)
+                most = self._admission.bounds.max_queue
+                if len(self.scheduler) >= most:
+                    raise QueueFullError(
+                        f"{len(self.scheduler)} requests wait, and max_queue is {most}; "
+                        "wait for one to end, or give the engine a longer queue."
+                    )
+            except (CapacityError, QueueFullError):
+                self._counts["refused"] += 1
+                raise
+            job.reads = self._memories.want(job.reads)
+            self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.rows)
+            self._counts["submitted"] += 1
+            self._look = True
+            self.news.notify_all()
+
+    def stats(self) -> EngineStats:
+        """What was done, and what is held."""
+        with self.lock:
+            return EngineStats(
+                running=len(self._running),
+                queued=len(self.scheduler),
+                rows=sum(job.rows for job in self._running),
+                held_bytes=self.held.total,
+                predicted_bytes=self._admission.predicted(self._running).total,
+                capacity_bytes=self._admission.bounds.capacity_bytes,
+                steps=self._flight.steps + self._apart.steps,
+                tokens=self._flight.tokens,
+                **self._counts,
+            )
+
+    @property
+    def held(self) -> Bytes:
+        """What is held now; room for steps as foretold, since it comes and goes."""
+        cache = self._flight.cache_bytes + self._apart.cache_bytes
+        work = self._admission.predicted(self._running).work if self._running else 0
+        return Bytes(cache, self._memories.held_bytes, work)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs or waits."""
+        return not self._running and not len(self.scheduler)
+
+    # The engine's thread
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """One step of all that is in flight, and what comes before it."""
+        self._let_go()
+        self._let_in()
+        self._read_prompts()
+        with self.lock:
+            for seat in self._flight.seats:
+                self.scheduler.charge(seat.job.tenant, seat.rows)
+        for landing in self._flight.step():
+            self._end(landing.job, landing)
+
+    def _let_go(self) -> None:
+        """End what was cancelled, or whose time has run out."""
+        now = time.monotonic()
+        with self.lock:
+            gone = self.scheduler.remove(lambda job: _is_over(job, now))
+            gone += [job for job in self._running if _is_over(job, now)]
+        if not gone:
+            return
+        for flight in (self._flight, self._apart):
+            if any(seat.job in gone for seat in flight.seats):
+                flight.drop(gone)
+        self._prompts = [job for job in self._prompts if job not in gone]
+        for job in gone:
+            self._end(job, Landing(job, error=_ending(job)))
+
+    def _let_in(self) -> None:
+        """Begin what fits, memories first."""
+        begun, encoded = [], 0
+        while self._look and encoded < ENCODED_AT_ONCE:
+            with self.lock:
+                job = self.scheduler.next(self._fits)
+                if job is None:
+                    self._look = False
+                    break
+                job.begun = True
+                self._running.append(job)
+                self._memories.begin(job.reads)
+            begun.append(job)
+            encoded += sum(shared.positions for shared in job.reads if not shared.ready)
+        if begun:
+            rows, tokens = sum(j.rows for j in self._running), max(j.tokens for j in self._running)
+            self._flight.limit(rows, tokens)
+            self._board(self._prepare(begun))
+
+    def _fits(self, job: Job) -> bool:
+        if not self._admission.fits(self._running, job):
+            return False
+        capacity = self._admission.bounds.capacity_bytes
+        if capacity is not None:
+            needed = self._admission.predicted([*self._running, job]).total
+            if needed + self._memories.unread_bytes(job.reads) > capacity:
+                self._memories.drop_unread(job.reads)
+        return True
+
+    def _prepare(self, jobs: list[Job]) -> list[Job]:
+        """Encode and project what they read; those for which it went well."""
+        if not jobs:
+            return []
+        try:
+            self._memories.make([shared for job in jobs for shared in job.reads])
+            for job in jobs:
+                if job.detects:
+                    self.desk.hear(job)
+        except Exception as error:  # noqa: BLE001  (it is raised to the callers)
+            if len(jobs) > 1:  # whose it was shows when each is alone
+                return [job for one in jobs for job in self._prepare([one])]
+            self._end(jobs[0], Landing(jobs[0], error=error))
+            return []
+        return jobs
+
+    def _board(self, jobs: list[Job]) -> None:
+        """Short prompts are read along with the steps of others, long ones apart from them."""
+        together = [job for job in jobs if len(job.prompt) <= SHORT_PROMPT]
+        if together:
+            self._flight.board(together)
+        self._prompts += [job for job in jobs if len(job.prompt) > SHORT_PROMPT]
+
+    def _read_prompts(self) -> None:
+        """Some tokens of one long prompt; its last is left to the step of all."""
+        if not self._apart.seats and self._prompts:
+            job = self._prompts.pop(0)
+            self._apart.limit(1, len(job.prompt))
+            self._apart.board([job])
+        if not self._apart.seats:
+            return
+        [seat] = self._apart.seats
+        last = seat.tokens.pop()
+        self._apart.feed()
+        seat.tokens.append(last)
+        if len(seat.tokens) == 1:
+            self._flight.absorb(self._apart)
+
+    def _end(self, job: Job, landing: Landing) -> None:
+        """The job is over: nothing of it is kept, and its caller is told."""
+        with self.lock:
+            self._memories.end(job.reads, begun=job.begun)
+            if job.begun:
+                self._running.remove(job)
+                self.scheduler.end(job.tenant)
+            self._look = True
+            error, answer = landing.error, None
+            if landing.found is not None:
+                try:
+                    answer = self._model.answer(job.plan.requests[0], landing.found)
+                except Exception as failure:  # noqa: BLE001  (it is raised to the caller)
+                    error = failure
+            self._counts[_count_of(error)] += 1
+        if answer is not None:
+            job.ticket.resolve(answer)
+        else:
+            assert error is not None
+            job.ticket.fail(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """The engine is over: so is everything in it."""
+        with self.lock:
+            self.closed = self.closed or error
+            gone = [*self.scheduler.remove(lambda _: True), *self._running]
+        self._flight.clear()
+        self._apart.clear()
+        self._prompts = []
+        for job in gone:
+            self._end(job, Landing(job, error=error))
+
+    def wait(self) -> None:
+        """Until there is something to do, or the engine is closed."""
+        with self.lock:
+            self.news.wait_for(lambda: not self.idle or self.closed is not None)
+
+
+COUNTS = ("submitted", "finished", "cancelled", "expired", "failed", "refused")
+
+
+def _count_of(error: BaseException | None) -> str:
+    if error is None:
+        return "finished"
+    if isinstance(error, RequestCancelledError):
+        return "cancelled"
+    return "expired" if isinstance(error, DeadlineError) else "failed"
+
+
+def _is_over(job: Job, now: float) -> bool:
+    """Whether a job ends before it is done."""
+    return job.ticket.is_cancelled or (job.deadline is not None and now >= job.deadline)
+
+
+def _ending(job: Job) -> EngineError:
+    """What such a job ends with."""
+    ticket = job.ticket
+    tokens = job.course.partial() if job.begun and not job.streams else ticket.tokens
+    if ticket.is_cancelled:
+        return RequestCancelledError(
+            f"the request was cancelled after {len(tokens)} new tokens.", tokens
+        )
+    assert job.deadline is not None
+    where = "while it was decoded" if job.begun else "while it waited"
+    seconds = job.deadline - job.submitted
+    return DeadlineError(
+        f"the request's deadline_seconds ({seconds:.3g}) ran out {where}, "
+        f"after {len(tokens)} new tokens.",
+        tokens,
+    )
