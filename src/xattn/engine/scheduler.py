@@ -28,7 +28,7 @@ class Waiting(Generic[T]):
     number: int = 0
     """In the order of submission."""
     overtaken: int = 0
-    """How many that came later have begun before it."""
+    """How many that came later have begun while it was the first of its tenant and priority."""
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Scheduler(Generic[T]):
     Higher priorities go first. Within one, the tenant goes first that has used least (start-time
     fair queueing, Goyal et al. 1996): usage is counted in rows times steps, and a tenant that comes
     back has used no less than the least of the active ones, so that it cannot save up. Within a
-    tenant the first to come is the first to go. Whoever was overtaken ``patience`` times goes
-    before all others, and nobody overtakes it any more, not even where the others would fit and it
-    does not.
+    tenant the first to come is the first to go. Whoever stood first and was overtaken ``patience``
+    times goes before all others, and nobody overtakes it any more, not even where the others would
+    fit and it does not.
     """
 
     patience: int = PATIENCE
@@ -114,9 +114,16 @@ class Scheduler(Generic[T]):
 
         return sorted(self._queue, key=rank)
 
+    def _heads(self) -> Iterable[Waiting[T]]:
+        """The first of each line; those behind it wait for it, and not for others."""
+        lines: dict[tuple[str, int], Waiting[T]] = {}
+        for entry in self._queue:
+            lines.setdefault((entry.tenant, entry.priority), entry)
+        return lines.values()
+
     def _begin(self, begun: Waiting[T]) -> None:
         self._queue.remove(begun)
-        for entry in self._queue:
+        for entry in self._heads():
             entry.overtaken += entry.number < begun.number
         tenant = self._tenants[begun.tenant]
         tenant.waiting -= 1

@@ -1,0 +1,151 @@
+"""Bytes: foretold, held, bounded, and refused with the numbers."""
+
+import random
+
+import pytest
+from driven import Driven, source_of
+
+from xattn.errors import CapacityError, PromptError, QueueFullError, UsageError
+
+FULL = dict(eos_token_id=(), max_new_tokens=40)
+"""Requests that run to the end of their length."""
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "llama"])
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_what_is_foretold_is_what_is_held(model_of, name, form):
+    """Never more, and of caches and memories nothing less once all are as long as they get."""
+    model = model_of(name)
+    if form == "absorbed" and model.spec.encoder is None:
+        return
+    rng = random.Random(0)
+    driven = Driven(model, form=form)
+    for n in range(6):
+        memory = model.encode(source_of(rng)) if n % 2 else source_of(rng)
+        driven.submit(memory, [5] * (1 + 3 * n), num_beams=1 + n % 2, **FULL)
+    closest = 0.0
+    driven.worker.turn()
+    predicted = driven.admission.predicted(driven.worker._running)
+    for worker in driven.turns():
+        held = worker.held
+        assert held.cache <= predicted.cache
+        assert held.memories <= predicted.memories
+        if len(worker._running) == 6 and not worker._apart.seats:
+            assert held.memories >= 0.98 * predicted.memories
+            closest = max(closest, held.cache / predicted.cache)
+    assert closest >= 0.97
+
+
+def test_room_for_a_step_is_enough(model_of):
+    """What the kernels ask for, and the logits."""
+    model = model_of("bart")
+    if not model.network.use_kernels:
+        return
+    rng, driven = random.Random(0), Driven(model)
+    for _ in range(12):
+        driven.submit(source_of(rng, 60), [5] * rng.randint(1, 30), **FULL | {"max_new_tokens": 30})
+    for worker in driven.turns():
+        session = worker._flight.state.native if worker._flight.state is not None else None
+        if session is not None:
+            logits = worker._flight.rows * model.spec.decoder.vocab_size * 4
+            assert session._workspace.nbytes + logits <= worker.held.work
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_no_turn_holds_more_than_the_capacity(model_of, form):
+    """Random requests, of which now fewer, now more fit; all are answered."""
+    model, rng = model_of("bart"), random.Random(4)
+    one = Driven(model, form=form)
+    largest = one.admission.predicted([one.job([5] * 60, [5] * 20, num_beams=4, **FULL)])
+    capacity = largest.total + 60_000
+    driven = Driven(model, form=form, capacity_bytes=capacity)
+    sources, tickets, most, waited = [source_of(rng, 60) for _ in range(10)], [], 0, 0
+    while len(tickets) < 60 or not driven.worker.idle:
+        if len(tickets) < 60 and rng.random() < 0.7:
+            settings = dict(max_new_tokens=rng.randint(1, 40), num_beams=rng.choice([1, 1, 4]))
+            prompt = [5] * rng.choice([1, 3, 20])
+            tickets.append(driven.submit(rng.choice(sources), prompt, **FULL | settings))
+        driven.worker.turn()
+        assert driven.worker.held.total <= capacity
+        most = max(most, len(driven.worker._running))
+        waited += bool(len(driven.worker.scheduler))
+    assert all(ticket.error is None for ticket in tickets)
+    assert most > 3
+    assert waited > 10
+    assert driven.worker.held.total == 0
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers(bart):
+    driven = Driven(bart, capacity_bytes=1_500_000)
+    driven.submit([5, 6, 7], max_new_tokens=5)
+    with pytest.raises(CapacityError, match=r"needs \d+ bytes .* capacity_bytes is 1500000"):
+        driven.submit([5] * 60, num_beams=20, max_new_tokens=60)
+    driven.finish()
+    stats = driven.worker.stats()
+    assert (stats.submitted, stats.refused, stats.finished) == (1, 1, 1)
+
+
+def test_more_rows_than_there_are_is_refused(bart):
+    driven = Driven(bart, max_rows=4)
+    with pytest.raises(CapacityError, match="5 rows .* max_rows=4"):
+        driven.submit([5, 6], num_beams=5, max_new_tokens=3)
+    tickets = [driven.submit([5, 6 + n], num_beams=2, **FULL) for n in range(5)]
+    for worker in driven.turns():
+        assert worker._flight.rows <= 4
+    assert all(ticket.result(0) for ticket in tickets)
+
+
+def test_a_full_queue_refuses(bart):
+    driven = Driven(bart, max_rows=1, max_queue=3)
+    tickets = [driven.submit([5, 6], max_new_tokens=3)]
+    driven.worker.turn()
+    tickets += [driven.submit([5, 6], max_new_tokens=3) for _ in range(3)]
+    with pytest.raises(QueueFullError, match="3 requests wait, and max_queue is 3"):
+        driven.submit([5, 6], max_new_tokens=3)
+    driven.finish()
+    assert len({ticket.result(0).tokens for ticket in tickets}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (dict(memory=[5], prompt=[5] * 64), PromptError, "64"),
+        (dict(memory=[5], prompt=[]), PromptError, "0 tokens"),
+        (dict(memory=[5], prompt=[5] * 40, max_new_tokens=60), PromptError, "60"),
+        (dict(memory=None), UsageError, "`memory` must be given"),
+        (dict(memory=[5], num_beam=2), UsageError, "num_beams"),
+        (dict(memory=[5], prompt_lookup_num_tokens=4), UsageError, "prompt_lookup_num_tokens"),
+        (dict(memory=[5], suppress_tokens=(200,)), UsageError, "suppress_tokens"),
+        (dict(memory=[5], stop_strings="x"), UsageError, "stop_strings"),
+        (dict(memory=[5], tenant=3), UsageError, "tenant"),
+        (dict(memory=[5], priority=0.5), UsageError, "priority"),
+        (dict(memory=[5], deadline_seconds=0), UsageError, "deadline_seconds"),
+        (dict(memory=[5], deadline_seconds=float("nan")), UsageError, "deadline_seconds"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(bart, arguments, error, said):
+    import xattn
+
+    with xattn.Engine(bart) as engine:
+        with pytest.raises(error, match=said):
+            engine.submit(**arguments)
+        assert engine.stats().submitted == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (dict(capacity_bytes=0), "capacity_bytes"),
+        (dict(capacity_bytes=1.5), "capacity_bytes"),
+        (dict(max_rows=0), "max_rows"),
+        (dict(max_queue=-1), "max_queue"),
+        (dict(form="folded"), "form"),
+    ],
+)
+def test_bounds_that_are_none(bart, arguments, said):
+    import xattn
+
+    with pytest.raises(UsageError, match=said):
+        xattn.Engine(bart, **arguments)
+    with pytest.raises(UsageError, match="model"):
+        xattn.Engine("bart")

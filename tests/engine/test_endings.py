@@ -1,0 +1,213 @@
+"""Requests that end before they are done, and engines that do."""
+
+import threading
+import time
+
+import pytest
+from driven import Driven
+
+import xattn
+from xattn.errors import (
+    DeadlineError,
+    EngineClosedError,
+    RequestCancelledError,
+    UsageError,
+    XattnError,
+)
+
+LONG = dict(eos_token_id=(), max_new_tokens=60)
+FOREVER = dict(eos_token_id=(), max_new_tokens=100_000)
+
+
+def test_a_running_request_is_cancelled_with_what_it_has(bart):
+    driven = Driven(bart)
+    ticket, other = (driven.submit([5, 6, 7 + n], **LONG) for n in range(2))
+    for _ in range(5):
+        driven.worker.turn()
+    assert ticket.cancel()
+    driven.worker.turn()
+    assert ticket.done
+    with pytest.raises(RequestCancelledError, match="after 5 new tokens") as caught:
+        ticket.result(0)
+    assert caught.value.tokens == bart.generate([5, 6, 7], **LONG).tokens[:5]
+    assert not ticket.cancel()  # it is over
+    driven.finish()
+    assert other.result(0).tokens == bart.generate([5, 6, 8], **LONG).tokens
+
+
+def test_a_request_in_the_queue_is_cancelled_and_costs_nothing(bart):
+    driven = Driven(bart, max_rows=1)
+    first = driven.submit([5, 6], max_new_tokens=3)
+    driven.worker.turn()
+    passes = bart.counters.encoder_passes
+    second = driven.submit([7, 8], **LONG)
+    second.cancel()
+    driven.finish()
+    with pytest.raises(RequestCancelledError, match="after 0 new tokens"):
+        second.result(0)
+    assert first.result(0)
+    assert bart.counters.encoder_passes == passes
+
+
+def test_a_long_prompt_that_is_being_read_is_cancelled(load):
+    model = load("llama")
+    driven = Driven(model)
+    running = driven.submit(None, [5, 6], **LONG)
+    driven.worker.turn()
+    long = driven.submit(None, [7] * 50, **LONG)
+    other = driven.submit(None, [8] * 50, **LONG)
+    driven.worker._let_in()
+    driven.worker._apart.board([driven.worker._prompts.pop(0)])
+    long.cancel()
+    driven.finish()
+    assert isinstance(long.error, RequestCancelledError)
+    assert running.result(0).tokens == model.generate(None, [5, 6], **LONG).tokens
+    assert other.result(0).tokens == model.generate(None, [8] * 50, **LONG).tokens
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_time_runs_out_while_decoding_and_while_waiting(bart, num_beams):
+    driven = Driven(bart, max_rows=num_beams)
+    running = driven.submit([5, 6], num_beams=num_beams, **LONG)
+    waiting = driven.submit([5, 6], **LONG)
+    for _ in range(4):
+        driven.worker.turn()
+    for job in (*driven.worker._running, *driven.worker.scheduler):
+        job.deadline = time.monotonic()
+    driven.worker.turn()
+    with pytest.raises(DeadlineError, match="while it was decoded, after 4 new tokens") as caught:
+        running.result(0)
+    assert len(caught.value.tokens) == 4
+    with pytest.raises(DeadlineError, match="while it waited, after 0 new tokens"):
+        waiting.result(0)
+    assert driven.worker.stats().expired == 2
+    assert driven.worker.held.total == 0
+
+
+def test_a_deadline_ends_a_request_of_a_real_engine(load):
+    model = load("t5")  # has no limit of positions
+    with xattn.Engine(model) as engine:
+        ticket = engine.submit([5, 6], deadline_seconds=0.05, **FOREVER)
+        with pytest.raises(DeadlineError, match=r"deadline_seconds \(0\.05\)"):
+            ticket.result(30)
+        assert engine.submit([5, 6], max_new_tokens=3).result(30)
+
+
+def test_waiting_has_an_end_and_the_request_goes_on(load):
+    with xattn.Engine(load("t5")) as engine:
+        ticket = engine.submit([5, 6], **FOREVER)
+        with pytest.raises(TimeoutError, match=r"not over after 0\.02 s"):
+            ticket.result(timeout=0.02)
+        assert not ticket.done
+        with pytest.raises(UsageError, match="timeout"):
+            ticket.result(timeout=-1)
+        ticket.cancel()
+        with pytest.raises(RequestCancelledError):
+            ticket.result(30)
+
+
+def test_closing_answers_what_was_taken(bart):
+    engine = xattn.Engine(bart, max_rows=2)
+    tickets = [engine.submit([5, 6, 7 + n], **LONG) for n in range(9)]
+    engine.close()
+    assert all(len(ticket.result(0).tokens) == 60 for ticket in tickets)
+    with pytest.raises(EngineClosedError, match="closed"):
+        engine.submit([5])
+    engine.close()  # a second time is no harm
+    engine.abort()
+
+
+def test_aborting_cancels_what_was_taken(load):
+    engine = xattn.Engine(load("t5"), max_rows=2)
+    tickets = [engine.submit([5, 6, 7 + n], **FOREVER) for n in range(5)]
+    time.sleep(0.02)
+    engine.abort()
+    for ticket in tickets:
+        with pytest.raises(RequestCancelledError, match="aborted"):
+            ticket.result(0)
+    with pytest.raises(EngineClosedError, match="aborted"):
+        engine.submit([5])
+
+
+def test_an_error_in_the_block_does_not_wait_for_answers(load):
+    with pytest.raises(KeyError), xattn.Engine(load("t5")) as engine:
+        ticket = engine.submit([5, 6], **FOREVER)
+        raise KeyError("the caller's own")
+    assert isinstance(ticket.error, RequestCancelledError)
+
+
+def test_what_goes_wrong_in_one_request_is_its_own(bart):
+    driven = Driven(bart)
+    every = tuple(range(99))
+    bad = driven.submit([5, 6], suppress_tokens=every, **LONG)
+    good = driven.submit([5, 6], **LONG)
+    driven.finish()
+    with pytest.raises(UsageError):
+        bad.result(0)
+    assert good.result(0).tokens == bart.generate([5, 6], **LONG).tokens
+    assert driven.worker.stats().failed == 1
+
+
+def test_a_decoder_that_fails_ends_everything_and_nobody_waits(bart, monkeypatch):
+    calls = []
+
+    def step(*_):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("the machine is on fire")
+        return plain(*_)
+
+    plain = bart.network.step
+    monkeypatch.setattr(bart.network, "step", step)
+    engine = xattn.Engine(bart, max_rows=2)
+    tickets = [engine.submit([5, 6, 7 + n], **LONG) for n in range(5)]
+    for ticket in tickets:
+        with pytest.raises(RuntimeError, match="on fire"):
+            ticket.result(30)
+    with pytest.raises(EngineClosedError, match="on fire"):
+        engine.submit([5])
+    engine.close()
+    assert engine.stats().held_bytes == 0
+    assert not any(thread.name == "xattn-engine" for thread in threading.enumerate())
+
+
+def test_logits_that_are_no_numbers_end_one_request(bart, monkeypatch):
+    plain = bart.network.step
+
+    def step(*arguments):
+        logits = plain(*arguments)
+        logits[0] = float("nan")
+        return logits
+
+    monkeypatch.setattr(bart.network, "step", step)
+    driven = Driven(bart)
+    bad, good = (driven.submit([5, 6], [9 + n], **LONG) for n in range(2))
+    driven.worker.turn()
+    monkeypatch.setattr(bart.network, "step", plain)
+    driven.finish()
+    with pytest.raises(XattnError, match="not finite"):
+        bad.result(0)
+    assert len(good.result(0).tokens) == 60
+
+
+def test_many_threads_hand_in_at_once(bart):
+    want = {n: bart.generate([5, 6, n], max_new_tokens=8).tokens for n in range(10, 18)}
+    found, failed = {}, []
+    with xattn.Engine(bart, max_rows=4) as engine:
+
+        def ask(n):
+            try:
+                for _ in range(5):
+                    found.setdefault(n, set()).add(
+                        engine.submit([5, 6, n], max_new_tokens=8).result(60).tokens
+                    )
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=ask, args=(n,)) for n in want]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    assert found == {n: {tokens} for n, tokens in want.items()}

@@ -1,0 +1,133 @@
+"""Who is next, without an engine."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from xattn.engine.scheduler import Scheduler
+
+
+def everything(_):
+    return True
+
+
+def order(scheduler):
+    found = []
+    while (item := scheduler.next(everything)) is not None:
+        found.append(item)
+    return found
+
+
+def test_first_come_first_served_within_a_tenant():
+    scheduler = Scheduler()
+    for n in range(10):
+        scheduler.push(n)
+    assert order(scheduler) == list(range(10))
+
+
+def test_higher_priorities_go_first():
+    scheduler = Scheduler()
+    for n in range(30):
+        scheduler.push((n % 3, n), priority=n % 3)
+    assert order(scheduler) == sorted(order_of(30), key=lambda item: (-item[0], item[1]))
+
+
+def order_of(count):
+    return [(n % 3, n) for n in range(count)]
+
+
+def test_tenants_take_turns_whatever_they_handed_in():
+    scheduler = Scheduler()
+    for n in range(90):
+        scheduler.push("many", tenant="many")
+        if n % 9 == 0:
+            scheduler.push("few", tenant="few")
+    first = [scheduler.next(everything) for _ in range(20)]
+    assert Counter(first) == {"many": 10, "few": 10}
+
+
+def test_tenants_get_equal_shares_of_what_is_used():
+    """One tenant's requests take four times as long."""
+    scheduler, rng, used = Scheduler(), random.Random(0), Counter()
+    steps = {"long": 40, "short": 10}
+    for _ in range(400):
+        for tenant in steps:
+            scheduler.push(tenant, tenant=tenant)
+    running = []
+    for _ in range(1200):
+        while len(running) < 6 and (item := scheduler.next(everything)) is not None:
+            running.append([item, rng.randint(1, 2 * steps[item])])
+        for slot in running:
+            scheduler.charge(slot[0], 1)
+            used[slot[0]] += 1
+            slot[1] -= 1
+        for slot in [slot for slot in running if slot[1] == 0]:
+            running.remove(slot)
+            scheduler.end(slot[0])
+    assert used["long"] == pytest.approx(used["short"], rel=0.1)
+
+
+def test_nobody_saves_up_by_being_away():
+    scheduler = Scheduler()
+    for _ in range(5):
+        scheduler.push("a", tenant="a")
+    for _ in range(3):
+        scheduler.next(everything)
+    scheduler.charge("a", 1000)
+    for _ in range(50):
+        scheduler.push("b", tenant="b")
+    first = [scheduler.next(everything) for _ in range(4)]
+    assert Counter(first) == {"a": 2, "b": 2}
+
+
+def test_nobody_gets_rid_of_what_it_used_by_leaving():
+    scheduler = Scheduler()
+    for tenant in "ab":
+        scheduler.push(tenant, tenant=tenant)
+        scheduler.next(everything)
+    scheduler.charge("a", 100)
+    scheduler.end("a")
+    for _ in range(20):
+        scheduler.push("a", tenant="a")
+        scheduler.push("b", tenant="b")
+    assert [scheduler.next(everything) for _ in range(15)] == ["b"] * 15
+
+
+def test_a_large_one_is_overtaken_so_often_and_no_more():
+    scheduler = Scheduler(patience=5)
+    scheduler.push("large")
+    for n in range(20):
+        scheduler.push(n)
+    small = [scheduler.next(lambda item: item != "large") for _ in range(8)]
+    assert small == [0, 1, 2, 3, 4, None, None, None]  # the place is kept for it
+    assert scheduler.next(everything) == "large"
+    assert scheduler.next(everything) == 5
+
+
+def test_a_low_priority_does_not_wait_for_ever():
+    scheduler = Scheduler(patience=10)
+    scheduler.push("low", priority=-1)
+    begun = []
+    for n in range(15):
+        scheduler.push(n, priority=9)
+        begun.append(scheduler.next(everything))
+    assert begun == [*range(10), "low", *range(10, 14)]
+
+
+def test_what_is_taken_out_does_not_begin():
+    scheduler = Scheduler()
+    for n in range(6):
+        scheduler.push(n, tenant=str(n))
+    assert scheduler.remove(lambda n: n % 2 == 0) == [0, 2, 4]
+    assert len(scheduler) == 3
+    assert order(scheduler) == [1, 3, 5]
+
+
+def test_tenants_that_are_gone_are_forgotten():
+    scheduler = Scheduler()
+    for n in range(1000):
+        scheduler.push(n, tenant=str(n))
+        scheduler.charge(str(scheduler.next(everything)), n)
+        scheduler.end(str(n))
+    assert not scheduler._tenants
