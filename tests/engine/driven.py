@@ -30,10 +30,10 @@ class Driven:
         self.admission, self.worker = admission, Worker(self.model, self.form, admission)
 
     def submit(
-        self, memory=None, prompt=None, *, tenant="", priority=0, deadline=None, **settings
+        self, memory=None, prompt=None, *, tenant="", priority=0, deadline_seconds=None, **settings
     ):
         job = self.job(memory, prompt, **settings)
-        self.worker.submit(job, tenant=tenant, priority=priority, deadline=deadline)
+        self.worker.submit(job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds)
         return job.ticket
 
     def job(self, memory=None, prompt=None, **settings):

@@ -87,7 +87,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers(bart):
 
 def test_more_rows_than_there_are_is_refused(bart):
     driven = Driven(bart, max_rows=4)
-    with pytest.raises(CapacityError, match="5 rows .* max_rows=4"):
+    with pytest.raises(CapacityError, match=r"5 rows .* max_rows=4"):
         driven.submit([5, 6], num_beams=5, max_new_tokens=3)
     tickets = [driven.submit([5, 6 + n], num_beams=2, **FULL) for n in range(5)]
     for worker in driven.turns():

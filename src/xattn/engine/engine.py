@@ -12,9 +12,9 @@ from xattn.decoding.asking import Question
 from xattn.decoding.prompts import Prompt
 from xattn.engine.admission import Admission, Bounds
 from xattn.engine.stats import EngineStats
-from xattn.engine.ticket import TextReader, Ticket, deadline_of
+from xattn.engine.ticket import TextReader, Ticket
 from xattn.engine.worker import Worker
-from xattn.errors import EngineClosedError, RequestCancelledError, is_whole, require
+from xattn.errors import EngineClosedError, RequestCancelledError, is_number, is_whole, require
 from xattn.generation import Generation
 from xattn.inputs.text import Unit
 from xattn.memory import Memory
@@ -94,12 +94,15 @@ class Engine:
         """
         require(isinstance(tenant, str), "tenant", "text", tenant)
         require(is_whole(priority), "priority", "a whole number", priority)
-        deadline = deadline_of(deadline_seconds)
+        fits = deadline_seconds is None or (is_number(deadline_seconds) and deadline_seconds > 0)
+        require(fits, "deadline_seconds", "above 0, or None", deadline_seconds)
         question = Question(
             prompt=prompt, language=language, target_language=target_language, task=task
         )
         job = self._worker.desk.job(memory, question, settings)
-        self._worker.submit(job, tenant=tenant, priority=priority, deadline=deadline)
+        self._worker.submit(
+            job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds
+        )
         return job.ticket
 
     async def generate(

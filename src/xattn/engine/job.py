@@ -1,5 +1,6 @@
 """One request as the engine sees it, from its submission to its end."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,8 +35,7 @@ class Job:
     course: Course
     tenant: str = ""
     priority: int = 0
-    deadline: float | None = None
-    """By :func:`time.monotonic`."""
+    deadline_seconds: float | None = None
     begun: bool = False
     submitted: float = field(default_factory=time.monotonic)
 
@@ -59,6 +59,12 @@ class Job:
     def positions(self) -> int:
         """Positions of all its memories."""
         return sum(shared.positions for shared in self.reads)
+
+    @property
+    def deadline(self) -> float:
+        """When its time is over, by :func:`time.monotonic`."""
+        seconds = math.inf if self.deadline_seconds is None else self.deadline_seconds
+        return self.submitted + seconds
 
     @property
     def streams(self) -> bool:

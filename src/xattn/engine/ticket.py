@@ -1,7 +1,6 @@
 """One request as its caller sees it: an answer to wait for, a text to follow, a way to call off."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 from xattn.decoding.settings import Settings
@@ -178,12 +177,3 @@ class TextReader:
             self._ticket.result()
             piece += self._stop.push(self._text.finish()) + self._stop.finish()
         return piece
-
-
-def deadline_of(seconds: float | None) -> float | None:
-    """When a request's time is over, by :func:`time.monotonic`."""
-    if seconds is None:
-        return None
-    fits = is_number(seconds) and seconds > 0
-    require(fits, "deadline_seconds", "above 0, or None", seconds)
-    return time.monotonic() + seconds

@@ -55,9 +55,11 @@ class Worker:
 
     # Callers' threads
 
-    def submit(self, job: Job, *, tenant: str, priority: int, deadline: float | None) -> None:
+    def submit(
+        self, job: Job, *, tenant: str, priority: int, deadline_seconds: float | None
+    ) -> None:
         """Put a job into the queue, or refuse it."""
-        job.tenant, job.priority, job.deadline = tenant, priority, deadline
+        job.tenant, job.priority, job.deadline_seconds = tenant, priority, deadline_seconds
         with self.lock:
             if self.closed is not None:
                 why = self.closed
@@ -97,9 +99,8 @@ class Worker:
     @property
     def held(self) -> Bytes:
         """What is held now; room for steps as foretold, since it comes and goes."""
-        cache = self._flight.cache_bytes + self._apart.cache_bytes
-        work = self._admission.predicted(self._running).work if self._running else 0
-        return Bytes(cache, self._memories.held_bytes, work)
+        work = self._admission.predicted(self._running).work  # a prompt read apart is in it
+        return Bytes(self._flight.cache_bytes, self._memories.held_bytes, work)
 
     @property
     def idle(self) -> bool:
@@ -147,11 +148,11 @@ class Worker:
                 job.begun = True
                 self._running.append(job)
                 self._memories.begin(job.reads)
+                rows = sum(one.rows for one in self._running)
+                self._flight.limit(rows, max(one.tokens for one in self._running))
             begun.append(job)
             encoded += sum(shared.positions for shared in job.reads if not shared.ready)
         if begun:
-            rows, tokens = sum(j.rows for j in self._running), max(j.tokens for j in self._running)
-            self._flight.limit(rows, tokens)
             self._board(self._prepare(begun))
 
     def _fits(self, job: Job) -> bool:
@@ -253,7 +254,7 @@ def _count_of(error: BaseException | None) -> str:
 
 def _is_over(job: Job, now: float) -> bool:
     """Whether a job ends before it is done."""
-    return job.ticket.is_cancelled or (job.deadline is not None and now >= job.deadline)
+    return job.ticket.is_cancelled or now >= job.deadline
 
 
 def _ending(job: Job) -> EngineError:
@@ -264,11 +265,9 @@ def _ending(job: Job) -> EngineError:
         return RequestCancelledError(
             f"the request was cancelled after {len(tokens)} new tokens.", tokens
         )
-    assert job.deadline is not None
     where = "while it was decoded" if job.begun else "while it waited"
-    seconds = job.deadline - job.submitted
     return DeadlineError(
-        f"the request's deadline_seconds ({seconds:.3g}) ran out {where}, "
+        f"the request's deadline_seconds ({job.deadline_seconds:g}) ran out {where}, "
         f"after {len(tokens)} new tokens.",
         tokens,
     )
