@@ -6,17 +6,18 @@ import pytest
 from driven import Driven, source_of
 
 from xattn.errors import CapacityError, PromptError, QueueFullError, UsageError
+from xattn.spec import FORMS, is_absorbed
 
 FULL = dict(eos_token_id=(), max_new_tokens=40)
 """Requests that run to the end of their length."""
 
 
 @pytest.mark.parametrize("name", ["bart", "t5", "llama"])
-@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_is_foretold_is_what_is_held(model_of, name, form):
     """Never more, and of caches and memories nothing less once all are as long as they get."""
     model = model_of(name)
-    if form == "absorbed" and model.spec.encoder is None:
+    if is_absorbed(form) and model.spec.encoder is None:
         return
     rng = random.Random(0)
     driven = Driven(model, form=form)
