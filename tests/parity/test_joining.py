@@ -104,7 +104,7 @@ def test_random_families_come_fork_and_go(pairs, network_of, name, seed):
         state.reorder(kept)
         rows, widths = [rows[row] for row in kept], still
         assert state.cache.physical_rows <= most  # what was left is used again
-    state.cache.fit()
+    state.cache.fit(0)
     assert state.cache.physical_rows == len(rows)
     assert state.cache.capacity == max((len(seen) for _, seen in rows), default=0)
 

@@ -1,5 +1,6 @@
 """Language detection of multilingual models against transformers, and what it costs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from xattn.decoding.transcription import Transcription, Window
 from xattn.decoding.transcription_settings import TranscriptionSettings
 from xattn.decoding.whisper_tokens import LANGUAGES, WhisperTokens
+from xattn.engine import Engine
 from xattn.errors import UsageError
 from xattn.inputs.audio import Audio, cut_window, file_log_mel
 from xattn.inputs.text import Encoded
 from xattn.memory import Memory
+from xattn.model import Model
 from xattn.models.build import build
 from xattn.models.encode import encode as encode_prepared
 from xattn.models.encode import prepare_window
@@ -146,3 +149,23 @@ def test_prompts_name_language_and_task(ours: Network) -> None:
     with pytest.raises(UsageError, match="`language` must be one of en, zh"):
         transcription(ours, noise(1.0, 0), language="klingon")
     assert "yue" not in tokens.languages
+
+
+def test_an_engine_hears_the_language_as_generate_does(
+    theirs: WhisperForConditionalGeneration, tmp_path: Path
+) -> None:
+    """With one encoder pass and one projection for each recording."""
+    theirs.save_pretrained(tmp_path)
+    checkpoint = replace(huggingface.read(tmp_path, "multilingual"), tokenizer=Letters())
+    model = Model(build(checkpoint), checkpoint)
+    recordings = [noise(1.0, seed).samples_T for seed in range(3)]
+    want = [model.generate(samples_T, max_new_tokens=5) for samples_T in recordings]
+    passes, projections = model.counters.encoder_passes, model.counters.projections
+    with Engine(model) as engine:
+        tickets = [engine.submit(samples_T, max_new_tokens=5) for samples_T in recordings]
+        told = engine.submit(model.encode(recordings[0]), language="de", max_new_tokens=5)
+        answers = [ticket.result(60) for ticket in tickets]
+        assert told.result(60).prompt[1] == SPECIAL["<|de|>"]
+    assert [(a.prompt, a.tokens) for a in answers] == [(w.prompt, w.tokens) for w in want]
+    assert model.counters.encoder_passes - passes == 3 + 1
+    assert model.counters.projections - projections <= 3 + 1

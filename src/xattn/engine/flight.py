@@ -72,7 +72,7 @@ class Flight:
         cache = self.state.cache
         cache.most = tokens
         if cache.physical_rows > rows or cache.capacity > tokens:
-            cache.fit()
+            cache.fit(tokens)
 
     def board(self, jobs: Sequence[Job]) -> None:
         """Add jobs whose prompts were not read yet, a row each."""
@@ -122,7 +122,7 @@ class Flight:
         elif self.state is not None:
             self.state.reorder(rows)
             if 2 * len(rows) <= self.state.cache.physical_rows > HALF_EMPTY:
-                self.state.cache.fit()
+                self.state.cache.fit(self._most)
 
     def feed(self) -> Tensor | None:
         """One step for all rows: logits ``[R, V]`` after what each row was fed; None without rows.

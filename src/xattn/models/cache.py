@@ -161,10 +161,11 @@ class SelfCache:
         if self.layers_2PGCK[0].is_inference() and not torch.is_inference_mode_enabled():
             self.layers_2PGCK = [kv.clone() for kv in self.layers_2PGCK]
 
-    def fit(self) -> None:
-        """Give back all room but that of rows as long as now: nothing is spare."""
+    def fit(self, tokens: int) -> None:
+        """Give back spare rows, and room for more than ``tokens``."""
         self.settle()
-        self._resize(len(self.own), max(self.lengths, default=0))
+        seen = max(self.lengths, default=0)
+        self._resize(len(self.own), max(seen, min(tokens, self.capacity)))
 
     def _resize(self, physical_rows: int, capacity: int) -> None:
         """Room for so many, which is at least as much as is read."""
