@@ -77,6 +77,8 @@ def test_sources_come_from_the_store(bart, tmp_path, monkeypatch):
         driven.finish()
         assert all(ticket.error is None for ticket in tickets)
     assert counted(bart)[0] - before[0] == 4
+    for source in sources:  # and are as good as any: gradients may go through them
+        assert not bart.store.get_or_encode(bart, source).states_SD.is_inference()
 
 
 def test_a_memory_of_another_model_is_refused(bart, load):

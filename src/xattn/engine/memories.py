@@ -155,8 +155,13 @@ class Memories:
         """What is held of all of them."""
         return sum(entry.held_bytes for entry in self._held.values())
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def make(self, entries: Sequence[Shared]) -> None:
-        """Encode and project what is not there yet: sources together, as the model does."""
+        """Encode and project what is not there yet: sources together, as the model does.
+
+        Not in inference mode: a store keeps memories for others, who may want gradients.
+        """
         new = {entry.identity: entry for entry in entries if not entry.ready}
         raw = [entry for entry in new.values() if entry.memory is None]
         sources = [entry.source for entry in raw if not isinstance(entry.source, Memory)]
@@ -169,7 +174,6 @@ class Memories:
             if isinstance(kept, Projection):
                 entry.pinned = kept
             else:
-                with torch.no_grad():
-                    network = self._model.network
-                    entry.own_projection = network.project(entry.memory, form=self._form)
+                network = self._model.network
+                entry.own_projection = network.project(entry.memory, form=self._form)
             entry.in_use.enter_context(self._model.in_use([entry.memory]))

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from xattn.engine.admission import Admission, Bytes
+from xattn.engine.admission import CHUNK, Admission, Bytes
 from xattn.engine.flight import Flight, Landing
 from xattn.engine.job import Desk, Job
 from xattn.engine.memories import Memories
@@ -189,19 +189,26 @@ class Worker:
         self._prompts += [job for job in jobs if len(job.prompt) > SHORT_PROMPT]
 
     def _read_prompts(self) -> None:
-        """Some tokens of one long prompt; its last is left to the step of all."""
-        if not self._apart.seats and self._prompts:
-            job = self._prompts.pop(0)
-            self._apart.limit(1, len(job.prompt))
-            self._apart.board([job])
-        if not self._apart.seats:
-            return
+        """Some tokens of long prompts, one prompt after the other."""
+        read = 0
+        while read < CHUNK and (self._apart.seats or self._prompts):
+            if not self._apart.seats:
+                job = self._prompts.pop(0)
+                self._apart.limit(1, len(job.prompt))
+                self._apart.board([job])
+            read += self._read_on()
+
+    def _read_on(self) -> int:
+        """Some tokens of the prompt that is being read, how many; its last is left to the step of
+        all, which it joins."""
         [seat] = self._apart.seats
-        last = seat.tokens.pop()
+        before, last = len(seat.tokens), seat.tokens.pop()
         self._apart.feed()
         seat.tokens.append(last)
-        if len(seat.tokens) == 1:
+        left = len(seat.tokens)
+        if left == 1:
             self._flight.absorb(self._apart)
+        return before - left
 
     def _end(self, job: Job, landing: Landing) -> None:
         """The job is over: nothing of it is kept, and its caller is told."""
