@@ -52,31 +52,30 @@ def test_tenants_get_equal_shares_of_what_is_used():
     scheduler, rng, used = Scheduler(), random.Random(0), Counter()
     steps = {"long": 40, "short": 10}
     for _ in range(400):
-        for tenant in steps:
-            scheduler.push(tenant, tenant=tenant)
+        for tenant, expected in steps.items():
+            scheduler.push(tenant, tenant=tenant, cost=2 * expected)
     running = []
     for _ in range(1200):
         while len(running) < 6 and (item := scheduler.next(everything)) is not None:
-            running.append([item, rng.randint(1, 2 * steps[item])])
+            length = rng.randint(1, 2 * steps[item])
+            running.append([item, length, 2 * steps[item] - length])
         for slot in running:
-            scheduler.charge(slot[0], 1)
             used[slot[0]] += 1
             slot[1] -= 1
         for slot in [slot for slot in running if slot[1] == 0]:
             running.remove(slot)
-            scheduler.end(slot[0])
+            scheduler.end(slot[0], unused=slot[2])
     assert used["long"] == pytest.approx(used["short"], rel=0.1)
 
 
 def test_nobody_saves_up_by_being_away():
     scheduler = Scheduler()
     for _ in range(5):
-        scheduler.push("a", tenant="a")
+        scheduler.push("a", tenant="a", cost=300)
     for _ in range(3):
         scheduler.next(everything)
-    scheduler.charge("a", 1000)
     for _ in range(50):
-        scheduler.push("b", tenant="b")
+        scheduler.push("b", tenant="b", cost=300)
     first = [scheduler.next(everything) for _ in range(4)]
     assert Counter(first) == {"a": 2, "b": 2}
 
@@ -84,9 +83,8 @@ def test_nobody_saves_up_by_being_away():
 def test_nobody_gets_rid_of_what_it_used_by_leaving():
     scheduler = Scheduler()
     for tenant in "ab":
-        scheduler.push(tenant, tenant=tenant)
-        scheduler.next(everything)
-    scheduler.charge("a", 100)
+        scheduler.push(tenant, tenant=tenant, cost=100 if tenant == "a" else 1)
+    assert order(scheduler) == ["a", "b"]
     scheduler.end("a")
     for _ in range(20):
         scheduler.push("a", tenant="a")
@@ -127,7 +125,7 @@ def test_what_is_taken_out_does_not_begin():
 def test_tenants_that_are_gone_are_forgotten():
     scheduler = Scheduler()
     for n in range(1000):
-        scheduler.push(n, tenant=str(n))
-        scheduler.charge(str(scheduler.next(everything)), n)
+        scheduler.push(n, tenant=str(n), cost=n)
+        assert scheduler.next(everything) == n
         scheduler.end(str(n))
     assert not scheduler._tenants

@@ -37,6 +37,8 @@ class Job:
     priority: int = 0
     deadline_seconds: float | None = None
     begun: bool = False
+    used: int = 0
+    """Rows times steps so far."""
     submitted: float = field(default_factory=time.monotonic)
 
     @property
@@ -54,6 +56,11 @@ class Job:
     def tokens(self) -> int:
         """Tokens of each row that the decoder is fed at most: all but the last."""
         return len(self.prompt) + self.plan.limits[0] - 1
+
+    @property
+    def cost(self) -> int:
+        """Rows times steps that it takes at most, beside its prompt."""
+        return self.rows * self.plan.limits[0]
 
     @property
     def positions(self) -> int:

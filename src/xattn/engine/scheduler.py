@@ -24,7 +24,7 @@ class Waiting(Generic[T]):
     tenant: str
     priority: int
     cost: float = 1.0
-    """What its tenant is charged when it begins."""
+    """What its tenant is charged when it begins: all that it may use."""
     number: int = 0
     """In the order of submission."""
     overtaken: int = 0
@@ -48,9 +48,10 @@ class Scheduler(Generic[T]):
     """The queue.
 
     Higher priorities go first. Within one, the tenant goes first that has used least (start-time
-    fair queueing, Goyal et al. 1996): usage is counted in rows times steps, and a tenant that comes
-    back has used no less than the least of the active ones, so that it cannot save up. Within a
-    tenant the first to come is the first to go. Whoever stood first and was overtaken ``patience``
+    fair queueing, Goyal et al. 1996): an item is charged for all that it may use when it begins,
+    and gets back what it has not used when it ends. A tenant that comes back has used no less than
+    the least of the active ones, so that it cannot save up. Within a tenant the first to come is
+    the first to go. Whoever stood first and was overtaken ``patience``
     times goes before all others, and nobody overtakes it any more, not even where the others would
     fit and it does not.
     """
@@ -96,13 +97,10 @@ class Scheduler(Generic[T]):
                 return None
         return None
 
-    def charge(self, tenant: str, amount: float) -> None:
-        """A running request of ``tenant`` has used so much."""
-        self._tenants[tenant].used += amount
-
-    def end(self, tenant: str) -> None:
-        """A running request of ``tenant`` is over."""
+    def end(self, tenant: str, unused: float = 0.0) -> None:
+        """A running item of ``tenant`` is over, and has used so much less than its cost."""
         self._tenants[tenant].running -= 1
+        self._tenants[tenant].used -= unused
         self._forget()
 
     def _order(self) -> Iterable[Waiting[T]]:

@@ -76,7 +76,7 @@ class Worker:
                 self._counts["refused"] += 1
                 raise
             job.reads = self._memories.want(job.reads)
-            self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.rows)
+            self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.cost)
             self._counts["submitted"] += 1
             self._look = True
             self.news.notify_all()
@@ -115,9 +115,8 @@ class Worker:
         self._let_go()
         self._let_in()
         self._read_prompts()
-        with self.lock:
-            for seat in self._flight.seats:
-                self.scheduler.charge(seat.job.tenant, seat.rows)
+        for seat in self._flight.seats:
+            seat.job.used += seat.rows
         for landing in self._flight.step():
             self._end(landing.job, landing)
 
@@ -216,7 +215,7 @@ class Worker:
             self._memories.end(job.reads, begun=job.begun)
             if job.begun:
                 self._running.remove(job)
-                self.scheduler.end(job.tenant)
+                self.scheduler.end(job.tenant, unused=job.cost - job.used)
             self._look = True
             error, answer = landing.error, None
             if landing.found is not None:
