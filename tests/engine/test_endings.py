@@ -155,10 +155,26 @@ def test_what_goes_wrong_in_one_request_is_its_own(bart):
     assert driven.worker.stats().failed == 1
 
 
+def test_a_function_that_fails_ends_its_own_request(bart):
+    def allowed(_, tokens):
+        if len(tokens) > 3:
+            raise LookupError("the caller's own")
+        return [20, 21]
+
+    driven = Driven(bart)
+    bad = driven.submit([5, 6], prefix_allowed_tokens_fn=allowed, **LONG)
+    few = dict(prefix_allowed_tokens_fn=lambda _, tokens: [30, 31], **LONG)
+    good = driven.submit([5, 6], **few)
+    driven.finish()
+    with pytest.raises(LookupError, match="the caller's own"):
+        bad.result(0)
+    assert good.result(0).tokens == bart.generate([5, 6], **few).tokens
+
+
 def test_a_decoder_that_fails_ends_everything_and_nobody_waits(bart, monkeypatch):
     handed_in = threading.Event()
 
-    def step(*_):
+    def step(*_, **__):
         handed_in.wait(30)
         raise RuntimeError("the machine is on fire")
 
@@ -179,8 +195,8 @@ def test_a_decoder_that_fails_ends_everything_and_nobody_waits(bart, monkeypatch
 def test_logits_that_are_no_numbers_end_one_request(bart, monkeypatch):
     plain = bart.network.step
 
-    def step(*arguments):
-        logits = plain(*arguments)
+    def step(*arguments, **only):
+        logits = plain(*arguments, **only)
         logits[0] = float("nan")
         return logits
 

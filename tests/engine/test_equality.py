@@ -124,6 +124,7 @@ def test_all_kinds_of_requests_are_as_each_alone(model_of, name):
         dict(do_sample=True, seed=3, num_return_sequences=4, top_p=0.9),
         dict(num_beams=2, do_sample=True, seed=2),
         dict(no_repeat_ngram_size=2, repetition_penalty=1.3, min_new_tokens=6, logprobs=3),
+        dict(prefix_allowed_tokens_fn=lambda _, tokens: [20 + len(tokens), 3, 40, 50]),
         dict(suppress_tokens=(20, 21), forced_eos_token_id=5, bad_words_ids=((30,), (31, 32))),
     ],
     ids=lambda s: "-".join(s),

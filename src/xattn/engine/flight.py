@@ -131,11 +131,21 @@ class Flight:
         """
         if self.state is None:
             return None
-        T = self._tokens_at_once()
+        T, only = self._tokens_at_once(), self._allowed()
         fed = [tokens for seat in self.seats for tokens in self._take(seat, T)]
         tokens_RT = torch.from_numpy(np.array(fed, dtype=np.int64)).to(self._network.device)
         self.steps += 1
-        return self._network.step(tokens_RT, self.state)
+        return self._network.step(tokens_RT, self.state, only=only)
+
+    def _allowed(self) -> list[int] | None:
+        """The only tokens that any course will read the logits of; None where one reads all."""
+        found: set[int] = set()
+        for seat in self.seats:
+            allowed = _allowed_of(seat.job)
+            if allowed is None:
+                return None
+            found.update(allowed)
+        return sorted(found)
 
     def _tokens_at_once(self) -> int:
         """As many as every row can be fed: one, where a row goes on from what was just chosen."""
@@ -174,6 +184,13 @@ class Flight:
 
 HALF_EMPTY = 8
 """Physical rows below which spare ones are not given back one by one."""
+
+
+def _allowed_of(job: Job) -> Sequence[int] | None:
+    try:
+        return job.course.allowed()
+    except Exception:  # noqa: BLE001  (a caller's own function, which fails in `advance` again)
+        return None
 
 
 def _chosen(job: Job, logits_RV: Tensor) -> tuple[Move | None, Landing | None]:
