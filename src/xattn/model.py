@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xattn.decoding.asking import Asker, Question
 from xattn.decoding.fallback import HeardWindow
+from xattn.decoding.forms import choose
 from xattn.decoding.prompts import Prompt, checked
 from xattn.decoding.request import Hypothesis, Request
 from xattn.decoding.search import decode, stream
@@ -32,10 +33,11 @@ from xattn.models.encode import Prepared, encode, prepare_window
 from xattn.models.formats import read_checkpoint
 from xattn.models.network import Counters, Network
 from xattn.models.pins import Pins
+from xattn.models.rates import rates_of
 from xattn.models.resolve import resolve
 from xattn.models.sources import Sources
 from xattn.models.weights import Checkpoint
-from xattn.spec import Form, ModelSpec
+from xattn.spec import FORM_CHOICES, Form, FormChoice, ModelSpec
 from xattn.store import MemoryStore
 
 Source = Any
@@ -220,7 +222,7 @@ class Model:
         memory: Memory | Sequence[Memory] | Source | None = None,
         prompt: Prompt | None = None,
         *,
-        form: Form = "materialized",
+        form: FormChoice = "auto",
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
@@ -233,9 +235,10 @@ class Model:
         their order. Anything that is not a memory is encoded first. ``prompt`` is what the decoder
         continues: a prefix of the target, or all the input of a decoder-only model, as text, token
         ids, or chat messages. ``form`` is how cross-attention reads a memory, ``"materialized"``
-        (keys and values per layer) or ``"absorbed"`` (the states themselves, for all layers);
-        ``"materialized-int8"`` and ``"absorbed-int8"`` are the same in a quarter of the bytes, with
-        8 bits for each number.
+        (keys and values per layer), ``"absorbed"`` (the states themselves, for all layers), or
+        ``"auto"``: the one of these that is sooner done here, by a model of what each costs
+        (``xattn doctor --model`` explains it). ``"materialized-int8"`` and ``"absorbed-int8"`` are
+        the same in a quarter of the bytes, with 8 bits for each number, for whoever names them.
 
         ``language`` is the source language (translation) or the spoken one (Whisper; detected where
         None); ``target_language`` the one to translate into; ``task`` and ``word_timestamps`` are
@@ -249,9 +252,10 @@ class Model:
             prompt=prompt, language=language, target_language=target_language, task=task
         )
         request, resolved = self.asker.request(memories, question, self.settings(settings))
-        request = self._with_pinned(request, form)
+        chosen = self._form(form, [request], resolved)
+        request = self._with_pinned(request, chosen)
         with self.in_use(memories):
-            hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=form)[0]
+            hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=chosen)[0]
         answer = self.answer(request, hypotheses)
         if not word_timestamps:
             return answer
@@ -277,7 +281,7 @@ class Model:
         memories: Sequence[Memory | Sequence[Memory] | Source] | None = None,
         prompts: Sequence[Prompt] | None = None,
         *,
-        form: Form = "materialized",
+        form: FormChoice = "auto",
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
@@ -306,9 +310,11 @@ class Model:
         ]
         if not pairs:
             return []
-        requests, resolved = [self._with_pinned(one, form) for one, _ in pairs], pairs[0][1]
+        requests, resolved = [request for request, _ in pairs], pairs[0][1]
+        chosen = self._form(form, requests, resolved)
+        requests = [self._with_pinned(request, chosen) for request in requests]
         with self.in_use([memory for memories in held for memory in memories]):
-            answers = decode(self.network, requests, resolved, self._tokenizer, form=form)
+            answers = decode(self.network, requests, resolved, self._tokenizer, form=chosen)
         return [self.answer(*pair) for pair in zip(requests, answers, strict=True)]
 
     def stream(
@@ -317,7 +323,7 @@ class Model:
         prompt: Prompt | None = None,
         *,
         unit: Unit = "words",
-        form: Form = "materialized",
+        form: FormChoice = "auto",
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
@@ -335,7 +341,9 @@ class Model:
         )
         request, resolved = self.asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
-        tokens = stream(self.network, request, resolved, self._tokenizer, form=form)
+        chosen = self._form(form, [request], resolved)
+        request = self._with_pinned(request, chosen)
+        tokens = stream(self.network, request, resolved, self._tokenizer, form=chosen)
         return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings), memories)
 
     def _pieces(
@@ -482,6 +490,14 @@ class Model:
                     f"{memory!r} was made by another encoder than that of {self.name}; "
                     "encode its source with this model."
                 )
+
+    def _form(self, form: FormChoice, requests: Sequence[Request], settings: Settings) -> Form:
+        """The form that a call names, or else the one that is sooner done."""
+        require(form in FORM_CHOICES, "form", f"one of {', '.join(FORM_CHOICES)}", form)
+        if form != "auto":
+            return form
+        network = self.network
+        return choose(network, requests, settings, lambda: rates_of(network).rates, self.pins)
 
     def _with_pinned(self, request: Request, form: Form) -> Request:
         """``request`` with the projections that are kept in the place of their memories."""

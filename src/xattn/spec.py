@@ -19,10 +19,13 @@ PositionKind = Literal["none", "learned", "sinusoidal", "relative", "rotary"]
 Form = Literal["materialized", "absorbed", "materialized-int8", "absorbed-int8"]
 """How cross-attention reads a memory: per-layer K and V or the states themselves, as floats or as
 int8 with a scale for each position (of each head)."""
+FormChoice = Literal[Form, "auto"]
+"""A form by name, or the sooner done of those that lose nothing."""
 PlacementKind = Literal["separate", "gated", "merged"]
 Modality = Literal["text", "audio", "image", "table"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
+FORM_CHOICES: tuple[FormChoice, ...] = ("auto", *FORMS)
 STRETCH = 256
 """Positions of a memory that are read at once, at least."""
 LOGIT_COPIES = 4

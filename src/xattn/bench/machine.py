@@ -2,12 +2,13 @@
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+
+from xattn.native.processor import processor
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("torch", "ctranslate2", "transformers", "onnxruntime", "llama-cpp-python", "numpy")
@@ -33,16 +34,6 @@ def record(
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }
-
-
-def processor() -> str:
-    """Its name, where the system gives one."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    model = re.search(r"model name\s*: (.*)", text)
-    return model.group(1) if model else platform.processor()
 
 
 def memory() -> str:

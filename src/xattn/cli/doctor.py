@@ -6,14 +6,15 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from xattn import __version__
 from xattn.cli.console import print_json, print_line, print_table
+from xattn.cli.explain import Question, explanation, print_explanation
 from xattn.cli.failures import FAILED
-from xattn.cli.options import Json
+from xattn.cli.options import LOADING, MODEL, Json, takes, whole_numbers
 
 REQUIRED = (
     "torch",
@@ -64,19 +65,60 @@ class Finding:
     required: bool = False
 
 
-def doctor(json: Json = False) -> None:
+OfModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        rich_help_panel=MODEL,
+        help="Explain in which form this model reads memories, and why.",
+    ),
+]
+Positions = Annotated[
+    str, typer.Option(metavar="S,S,…", help="With --model: lengths of the memory to explain.")
+]
+NumBeams = Annotated[int, typer.Option(min=1, help="With --model: sequences that share it.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="With --model: steps to come.")]
+Measure = Annotated[
+    bool, typer.Option("--measure", help="With --model: measure this machine's rates again.")
+]
+
+
+@takes(loading=LOADING)
+def doctor(
+    of_model: OfModel = None,
+    positions: Positions = "512,4096",
+    num_beams: NumBeams = 1,
+    max_new_tokens: MaxNewTokens = 64,
+    measure: Measure = False,
+    json: Json = False,
+    *,
+    loading: dict[str, Any],
+) -> None:
     """Report what is here, and how to get what is missing.
 
     Versions, threads, kernels, devices, and the command that closes each gap. Exits with 1 only if
-    something that xattn cannot do without is broken.
+    something that xattn cannot do without is broken. With --model, what each form of
+    cross-attention costs that model here, and which one 'auto' takes.
     """
+    question = Question(
+        positions=whole_numbers("positions", positions),
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        measure=measure,
+    )
     findings = [*_required(), *_extras(), *_weights()]
     torch_works = all(f.status == "ok" for f in findings if f.name == "torch")
-    machine = _machine() | (_kernels() if torch_works else {})
+    machine = _machine() | (_computing() if torch_works else {})
+    forms = None if of_model is None else explanation(of_model, loading, question)
     if json:
-        print_json({"machine": machine, "checks": [asdict(finding) for finding in findings]})
+        checks = [asdict(finding) for finding in findings]
+        document = {"machine": machine, "checks": checks}
+        print_json(document if forms is None else document | {"forms": forms})
     else:
         _print(machine, findings)
+        if forms is not None:
+            print_explanation(forms)
     if any(finding.required and finding.status != "ok" for finding in findings):
         raise typer.Exit(FAILED)
 
@@ -171,21 +213,37 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _kernels() -> dict[str, Any]:
-    """What torch computes with here."""
+def _computing() -> dict[str, Any]:
+    """What torch computes with here, and the kernels beside it."""
     import torch
+
+    from xattn.models.rates import known_rates
+    from xattn.native.compiler import NativeError, compiler_name
+    from xattn.native.library import required
 
     libraries: dict[str, Any] = {
         "oneDNN": torch.backends.mkldnn,
         "MKL": torch.backends.mkl,
         "OpenMP": torch.backends.openmp,
     }
+    try:
+        compiler = compiler_name()
+    except NativeError as error:
+        compiler = f"none: {error}"
+    try:
+        kernels, found = str(required().path), True
+    except NativeError as error:
+        kernels, found = f"none: {error}", False
+    known = known_rates(kernels=found)
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "interop threads": torch.get_num_interop_threads(),
         "cpu kernels": torch.backends.cpu.get_cpu_capability(),
         "libraries": [name for name, library in libraries.items() if library.is_available()],
+        "compiler": compiler,
+        "kernels": kernels,
+        "rates": "not measured yet" if known is None else known.source,
         "devices": _devices(),
     }
 

@@ -15,7 +15,7 @@ import typer
 
 from xattn.cli.sizes import seconds_of, size_of
 from xattn.errors import UsageError
-from xattn.spec import Form
+from xattn.spec import FormChoice
 
 MODEL, SEARCH, SAMPLING, CONSTRAINTS = "Model", "Search", "Sampling", "Constraints"
 RECORDS, MEMORIES = "Records", "Memory store"
@@ -322,7 +322,12 @@ GENERATION: dict[str, Option] = {
     "min_p": Option(float, SAMPLING, "Among tokens this many times as likely as the likeliest."),
     "typical_p": Option(float, SAMPLING, "Among locally typical tokens of this probability."),
     "seed": Option(int, SAMPLING, "Same seed, same samples."),
-    "form": Option(Form, MODEL, "How cross-attention reads a memory."),
+    "form": Option(
+        FormChoice,
+        MODEL,
+        "How cross-attention reads a memory; auto is the sooner done of those that lose nothing. "
+        "`xattn doctor --model` explains it.",
+    ),
     "repetition_penalty": Option(float, CONSTRAINTS, "Above 1 makes repeated tokens less likely."),
     "no_repeat_ngram_size": Option(int, CONSTRAINTS, "No n-gram of this size occurs twice."),
     "suppress_tokens": Option(str, CONSTRAINTS, "Token ids that never occur.", whole_numbers),

@@ -26,7 +26,18 @@ from xattn.errors import UsageError
 COMMON = ("model", *LOADING, "seed", "cache", *STORE)
 """Names that may stand at the top of a file, and in a variable without a command's name."""
 
-PER_CALL = ("json", "jsonl", "output", "stream", "chat", "memory", "for_", "trust")
+PER_CALL = (
+    "json",
+    "jsonl",
+    "output",
+    "stream",
+    "chat",
+    "memory",
+    "for_",
+    "trust",
+    "of_model",
+    "measure",
+)
 """Options that say what one call does, and so have no place in a file of settings."""
 
 DEBUG = "XATTN_DEBUG"

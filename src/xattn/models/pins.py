@@ -33,6 +33,12 @@ class Pins:
         """Let a projection go; whether there was one."""
         return self._held.pop((memory.key.digest, form), None) is not None
 
+    def forms_of(self, memory: Memory) -> list[Form]:
+        """The forms that a memory is pinned in, as :meth:`instead_of` would find them."""
+        if not self._held or memory.mask_S is not None:
+            return []
+        return [form for digest, form in self._held if digest == memory.key.digest]
+
     def instead_of(self, memory: Attended, form: Form) -> Attended:
         """The projection that is kept of a memory, or the memory where none is.
 

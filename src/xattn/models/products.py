@@ -26,7 +26,7 @@ _WIDE_VECTORS = (
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``, ``[..., I] -> [..., O]``."""
-    if _WIDE_VECTORS and isinstance(layer, nn.Linear) and _is_plain(layer) and _fits(layer, x):
+    if _WIDE_VECTORS and isinstance(layer, nn.Linear) and is_plain(layer) and _fits(layer, x):
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
     return layer(x)
 
@@ -43,7 +43,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return out_MD.view(x.shape)
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def is_plain(layer: nn.Linear) -> bool:
     """Nobody has changed what calling it does."""
     return (
         type(layer) is nn.Linear

@@ -27,7 +27,7 @@ def compiled(directory: Path) -> Path:
 
     A half-written library is never seen: it gets its name when it is whole.
     """
-    compiler = _compiler()
+    compiler = compiler_name()
     target = directory / f"kernels-{_fingerprint(compiler)}.so"
     if target.is_file() and _is_ours(target):
         return target
@@ -43,7 +43,8 @@ def compiled(directory: Path) -> Path:
     return target
 
 
-def _compiler() -> str:
+def compiler_name() -> str:
+    """The C++ compiler that is used here; :class:`NativeError` where there is none."""
     named = os.environ.get("CXX")
     for name in (named,) if named else COMPILERS:
         found = shutil.which(name)
