@@ -72,6 +72,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/real_weights.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/forms.py
 
 clean:
 	rm -rf .venv dist build out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
