@@ -31,6 +31,7 @@ from xattn.models.network import Network
 from xattn.models.state import Projection
 from xattn.native import library
 from xattn.native.library import directory
+from xattn.native.pages import spacious
 from xattn.native.processor import processor
 from xattn.spec import (
     AttentionSpec,
@@ -51,6 +52,8 @@ TRIES, PATIENCE_SECONDS = 3, 0.06
 """The best counts, of so many tries at least, and of as many as there is time for."""
 QUIET_SHARE = 0.7
 """Of its threads' time a measurement has at least this much, or it was disturbed."""
+METHOD = 1
+"""Changes with what is measured, and how memories lie."""
 LEAST, MOST = 1e6, 1e16
 """Rates beyond these are no machine's."""
 
@@ -102,6 +105,7 @@ def about_machine(*, kernels: bool) -> dict[str, Any]:
     """All that the rates depend on."""
     functions = library() if kernels else None
     return {
+        "method": METHOD,
         "processor": processor(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -175,9 +179,10 @@ def measure(*, kernels: bool) -> Rates:
     with torch.inference_mode():
         network = _one_layer(use_kernels=kernels)
         decoder = network.spec.decoder
-        far_NGSK = _numbers(1, HEADS, FAR_BYTES // (2 * 4 * HEADS * HEAD_WIDTH), HEAD_WIDTH)
-        # Keys that are values, too, would be read once.
-        far = Materialized(k_NGSK=far_NGSK, v_NGSK=far_NGSK.clone())
+        # Laid as projections are. Keys that are values, too, would be read once.
+        shape = (1, HEADS, FAR_BYTES // (2 * 4 * HEADS * HEAD_WIDTH), HEAD_WIDTH)
+        keys, values = (spacious(*shape, dtype=torch.float32).fill_(0.01) for _ in range(2))
+        far = Materialized(k_NGSK=keys, v_NGSK=values)
         near_positions = NEAR_BYTES // (2 * 4 * HEADS * HEAD_WIDTH)
         near = Materialized(
             k_NGSK=far.k_NGSK[:, :, :near_positions], v_NGSK=far.v_NGSK[:, :, :near_positions]
@@ -185,7 +190,7 @@ def measure(*, kernels: bool) -> Rates:
         without = _step_seconds(network, None, 1)
         far_seconds = _beyond(_step_seconds(network, far, 1), without)
         near_seconds = _beyond(_step_seconds(network, near, 1), without)
-        del far_NGSK, far, near
+        del keys, values, far, near
         S, W = ABSORBED_POSITIONS, ABSORBED_ROWS
         [absorbed] = network.decoder.project(_numbers(1, S, WIDTH), None, "absorbed")
         step_seconds = _beyond(_step_seconds(network, absorbed, W), _step_seconds(network, None, W))
