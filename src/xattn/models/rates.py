@@ -50,7 +50,7 @@ HEADS, HEAD_WIDTH, WIDTH = 8, 64, 512
 ABSORBED_ROWS, ABSORBED_POSITIONS, PROJECTED_POSITIONS = 4, 2048, 1024
 TRIES, PATIENCE_SECONDS = 3, 0.06
 """The best counts, of so many tries at least, and of as many as there is time for."""
-QUIET_SHARE = 0.7
+QUIET_SHARE = 0.6
 """Of its threads' time a measurement has at least this much, or it was disturbed."""
 METHOD = 1
 """Changes with what is measured, and how memories lie."""
