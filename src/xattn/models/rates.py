@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from xattn.attention import Absorbed, Materialized, Segment
-from xattn.costs import FAR_BYTES, NEAR_BYTES, Rates, flops, projection_flops
+from xattn.costs import (
+    FAR_BYTES,
+    NEAR_BYTES,
+    Rates,
+    absorption_bytes,
+    flops,
+    projection_flops,
+)
 from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
 from xattn.models.compiled import obstacle
 from xattn.models.network import Network
@@ -47,12 +54,12 @@ from xattn.spec import (
 
 HEADS, HEAD_WIDTH, WIDTH = 8, 64, 512
 """Of the decoder that is measured: T5-small's."""
-ABSORBED_ROWS, ABSORBED_POSITIONS, PROJECTED_POSITIONS = 4, 2048, 1024
+ABSORBED_ROWS, ABSORBED_POSITIONS, PROJECTED_POSITIONS = 4, 4096, 1024
 TRIES, PATIENCE_SECONDS = 3, 0.06
 """The best counts, of so many tries at least, and of as many as there is time for."""
 QUIET_SHARE = 0.6
 """Of its threads' time a measurement has at least this much, or it was disturbed."""
-METHOD = 1
+METHOD = 2
 """Changes with what is measured, and how memories lie."""
 LEAST, MOST = 1e6, 1e16
 """Rates beyond these are no machine's."""
@@ -193,16 +200,20 @@ def measure(*, kernels: bool) -> Rates:
         del keys, values, far, near
         S, W = ABSORBED_POSITIONS, ABSORBED_ROWS
         [absorbed] = network.decoder.project(_numbers(1, S, WIDTH), None, "absorbed")
+        assert absorbed is not None
         step_seconds = _beyond(_step_seconds(network, absorbed, W), _step_seconds(network, None, W))
         memory = _memory(PROJECTED_POSITIONS)
         projection_seconds = _best(lambda: network.project(memory))
     # No cache is slower than memory, nor a large product than small ones: where it seems so, others
     # were at work.
     far_rate = FAR_BYTES / far_seconds
-    step_rate = flops(decoder, S, W, "absorbed") / step_seconds
+    near_rate = max(NEAR_BYTES / near_seconds, far_rate)
+    # What is left of a step after reading; half of it at least, however slow a cache seemed.
+    read_seconds = (absorbed.numbers.nbytes + absorption_bytes(decoder)) / near_rate
+    step_rate = flops(decoder, S, W, "absorbed") / _beyond(step_seconds, read_seconds)
     projected = projection_flops(decoder, PROJECTED_POSITIONS, "materialized")
     return Rates(
-        near_bytes_per_second=max(NEAR_BYTES / near_seconds, far_rate),
+        near_bytes_per_second=near_rate,
         far_bytes_per_second=far_rate,
         step_flops_per_second=step_rate,
         projection_flops_per_second=max(projected / projection_seconds, step_rate),
@@ -228,7 +239,7 @@ def _step_seconds(network: Network, segment: Segment | None, rows: int) -> float
 
 
 def _beyond(whole: float, rest: float) -> float:
-    """What a memory adds to a step: no less than half of it, however unlucky the rest was."""
+    """The whole less the rest: no less than half of it, however unlucky the rest was."""
     return max(whole - rest, whole / 2)
 
 
