@@ -7,7 +7,6 @@ requests over few documents. W5 a language model. W6 cost against length. W7 the
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
 
 from xattn.bench.cells import PEERS, Cell
 from xattn.bench.equality import Rule
@@ -15,10 +14,10 @@ from xattn.bench.making import SHAPES
 from xattn.bench.recordings import Windows
 from xattn.bench.tasks import Precision, Task
 from xattn.errors import UsageError
-from xattn.spec import Form
+from xattn.spec import FORMS
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-NEW_TOKENS = 64
+NEW_TOKENS, FEW_TOKENS = 64, 16
 PREFIX_TOKENS = 4
 
 
@@ -27,6 +26,7 @@ class Plan:
 
     def __init__(self, *, quick: bool, scratch: Path, text_models: tuple[str, ...] = ()) -> None:
         self._quick = quick
+        self._new_tokens = FEW_TOKENS if quick else NEW_TOKENS
         self._windows = Windows(scratch)
         self._text_models = text_models
 
@@ -56,7 +56,7 @@ class Plan:
         """Windows of 30 s, joined from recorded prompts."""
         recordings = self._windows.files(1 if self._quick else 3)
         for precision in PRECISIONS:
-            for beams in (1, 5):
+            for beams in self._some(precision, (1, 5)):
                 yield Cell(
                     workload="W1",
                     axes={"model": "whisper-tiny.en", "beams": _beams(beams), "as": precision},
@@ -75,7 +75,7 @@ class Plan:
         for model in self._text_models or models:
             for precision in PRECISIONS:
                 for length in lengths:
-                    for beams in (1, 4):
+                    for beams in self._some(precision, (1, 4)):
                         yield self._one_text("W2", model, length, beams, precision)
 
     def _one_text(
@@ -90,16 +90,20 @@ class Plan:
                 kind="text",
                 sources=(_random_ids(model, length, f"{length}"),),
                 beams=beams,
-                new_tokens=NEW_TOKENS,
+                new_tokens=self._new_tokens,
             ),
             rule=_rule(precision),
             engines=_engines(precision),
             memory="" if self._quick else "cold",
         )
 
+    def _some(self, precision: Precision, beams: tuple[int, int]) -> tuple[int, ...]:
+        """Both, or with ``quick`` one in float32 and the other in int8."""
+        return (beams[PRECISIONS.index(precision)],) if self._quick else beams
+
     def _prefixes(self) -> Iterator[Cell]:
         """What one source is asked 32 times; CTranslate2 and transformers encode each time."""
-        count, length = 32, 1024 if self._quick else 4096
+        count, length = (8, 512) if self._quick else (32, 4096)
         yield Cell(
             workload="W3",
             axes={"model": "t5-small", "source": length, "prefixes": count, "as": "fp32"},
@@ -115,8 +119,8 @@ class Plan:
 
     def _requests(self) -> Iterator[Cell]:
         """Four questions to each of eight documents, all at once."""
-        documents, requests, length = 8, 32, 256 if self._quick else 1024
-        for precision in PRECISIONS:
+        documents, requests, length = 8, 32, 64 if self._quick else 1024
+        for precision in PRECISIONS[:1] if self._quick else PRECISIONS:
             yield Cell(
                 workload="W4",
                 axes={"model": "t5-small", "source": length, "requests": requests, "as": precision},
@@ -127,7 +131,7 @@ class Plan:
                     sources=tuple(_random_ids("t5-small", length, n) for n in range(documents)),
                     prefixes=_prefixes("t5-small", requests),
                     reads=tuple(number % documents for number in range(requests)),
-                    new_tokens=32,
+                    new_tokens=self._new_tokens // 2,
                 ),
                 rule=_rule(precision),
                 engines=_engines(precision),
@@ -141,15 +145,15 @@ class Plan:
             workload="W5",
             axes={"model": "smollm2", "prompt": length, "as": "fp32"},
             model="smollm2",
-            task=Task(kind="language", sources=(_counting(length),), new_tokens=NEW_TOKENS),
+            task=Task(kind="language", sources=(_counting(length),), new_tokens=self._new_tokens),
             engines=("xattn", "transformers", "llama.cpp"),
             loose=("llama.cpp",),
         )
 
     def _cross(self) -> Iterator[Cell]:
-        """Cross-attention of one step, at all lengths, in all forms."""
-        powers = (8, 11, 13) if self._quick else range(8, 16)
-        for form in get_args(Form):
+        """One step of the decoder, at all lengths of the memory, in all forms."""
+        powers = (8, 10, 12) if self._quick else range(8, 16)
+        for form in FORMS:
             for beams in (1, 4):
                 for positions in (2**power for power in powers):
                     yield Cell(

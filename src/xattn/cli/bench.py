@@ -12,7 +12,7 @@ from xattn.cli.failures import FAILED
 from xattn.cli.options import Json
 from xattn.errors import UsageError
 
-QUICK_ROUNDS, FULL_ROUNDS, LEAST_CORES = 5, 7, 2
+QUICK_ROUNDS, FULL_ROUNDS, LEAST_CORES = 3, 7, 2
 
 Only = Annotated[
     list[str] | None,

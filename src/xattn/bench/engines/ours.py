@@ -3,7 +3,6 @@
 Axes: N memories, W queries that share one, S positions, H heads, K head width, D model width.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +13,9 @@ import numpy as np
 import torch
 
 import xattn
-from xattn.attention import attend
 from xattn.bench.making import ModelFiles
 from xattn.bench.reads import bytes_per_step
 from xattn.bench.tasks import Call, NotRun, Precision, Ready, Task, Tokens, without_end
-from xattn.errors import UsageError
 from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
 
 MOST_SPOKEN = 224
@@ -47,14 +44,8 @@ class Engine:
         """Take these weights; :class:`NotRun` where it cannot."""
         self._model = None
         self._files, self._precision = files, precision
-        self._model = xattn.load(files.xattn, offline=True, **self._quantised(precision))
-
-    def _quantised(self, precision: Precision) -> dict[str, Any]:
-        if precision == "fp32":
-            return {}
-        if "quantize" not in inspect.signature(xattn.load).parameters:
-            raise NotRun("xattn.load of this version takes no `quantize`")
-        return {"quantize": precision}
+        quantize = None if precision == "fp32" else precision
+        self._model = xattn.load(files.xattn, offline=True, quantize=quantize)
 
     def set_up(self, task: Task) -> Ready:
         """What can be timed; :class:`NotRun` for a kind of task that it has nothing for."""
@@ -135,11 +126,8 @@ class Engine:
         }
         notes = {"cold": f"encode_batch, then one generate_batch of {len(task.prefixes)}"}
         if task.kind == "requests":
-            if hasattr(xattn, "Engine"):
-                submit = partial(self._submitted, task, settings)
-                calls["cold, Engine"] = Call(run=submit, before=kept.unpin)
-            else:
-                notes["cold, Engine"] = "not run: this version has no xattn.Engine"
+            submit = partial(self._submitted, task, settings)
+            calls["cold, Engine"] = Call(run=submit, before=kept.unpin)
         return Ready(calls=calls, notes=notes)
 
     def _submitted(self, task: Task, settings: dict[str, Any]) -> Tokens:
@@ -175,26 +163,21 @@ class Engine:
 
     @torch.inference_mode()
     def _cross(self, task: Task) -> Ready:
-        """Cross-attention of one step in all layers, over a memory that nobody had to encode."""
-        model, spec = self._model, self._model.spec.decoder
-        attention = spec.cross_attention
+        """One step of the decoder over a memory that nobody had to encode."""
+        network, width = self._model.network, self._model.spec.decoder.memory_width
         generator = torch.Generator().manual_seed(3)
-        states_SD = torch.randn(task.positions, spec.memory_width, generator=generator)
-        try:
-            projection = model.network.project(_memory_of(states_SD), form=task.form)
-        except UsageError as error:
-            raise NotRun(f"this version has no form {task.form!r}: {error}") from error
-        q_1WHK = torch.randn(
-            1, task.beams, attention.heads, attention.head_width, generator=generator
-        )
+        states_SD = torch.randn(task.positions, width, generator=generator)
+        projection = network.project(_memory_of(states_SD), form=task.form)
+        state = network.start([[projection]] * task.beams, form=task.form)
+        tokens_R1 = torch.tensor([[*self._files.start]] * task.beams)
 
         @torch.inference_mode()
         def run() -> Tokens:
-            for segment in projection.segments:
-                attend(q_1WHK, segment, scale=attention.scale)
+            network.step(tokens_R1, state)
+            state.truncate([0] * task.beams)
             return []
 
-        return Ready(calls={"step": Call(run=run)}, notes={"bytes": projection.size_bytes})
+        return Ready(calls={"step": Call(run=run)}, notes={"bytes": state.cross_bytes})
 
 
 class Kept:
