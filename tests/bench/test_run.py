@@ -151,6 +151,33 @@ def test_who_cannot_run_a_cell_says_why(measure, tmp_path):
     assert "transformers not run: transformers runs in float32 only here (all)" in page
 
 
+def test_a_run_goes_on_where_it_was_interrupted(scratch, tmp_path):
+    def run(*cells, **changed):
+        started = []
+
+        def start(name, threads, cores):
+            started.append(name)
+            return command(name, threads, cores)
+
+        given = {"output": tmp_path, "scratch": scratch, "rounds": 1, "threads": 1, "start": start}
+        with Run(Settings(**given | changed), lambda line: None) as going:
+            return going.measure(cells), started
+
+    one, two = (tiny_cell(engines=("xattn",), task={"beams": beams}) for beams in (1, 2))
+    first, _ = run(one)
+    both, _ = run(one, two, resume=True)
+    assert [cell["name"] for cell in both["cells"]] == [one.name, two.name]
+    assert both["cells"][0] == json.loads(json.dumps(first["cells"][0]))
+    assert run(one, two, resume=True) == (json.loads(json.dumps(both)), [])
+    with pytest.raises(UsageError, match=r"of another run: its rounds is 1, and it would be 3 now"):
+        run(one, two, resume=True, rounds=3)
+    broken = both | {"cells": [both["cells"][0] | {"engines": {"xattn": {"error": "it broke"}}}]}
+    (tmp_path / "bench.json").write_text(json.dumps(broken))
+    again, started = run(one, resume=True)
+    assert started == ["xattn"]
+    assert "measures" in again["cells"][0]["engines"]["xattn"]
+
+
 # Names, pages, the command line
 
 

@@ -84,8 +84,8 @@ def _against_peers(cells: Sequence[dict[str, Any]]) -> Iterator[Aim]:
         "W1, W2: decoding from memory, times CTranslate2, median", WARM_MEDIAN, warm, middle=True
     )
     yield _aim("W1, W2: cold, times CTranslate2, every cell", COLD_EACH, cold)
-    every = _ratios(cells, ("W1", "W2", "W3", "W4", "W5"), "transformers", "warm", "cold", "first")
-    yield _aim("W1 to W5: times transformers, every cell", TRANSFORMERS_EACH, every)
+    every = _ratios(cells, ("W1", "W2"), "transformers", "warm", "cold")
+    yield _aim("W1, W2: times transformers, every cell", TRANSFORMERS_EACH, every)
 
 
 def _many(cells: Sequence[dict[str, Any]]) -> Iterator[Aim]:

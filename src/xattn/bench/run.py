@@ -28,7 +28,7 @@ from xattn.bench.rounds import Rounds, Taken, Turn, take_turns
 from xattn.bench.summary import spread
 from xattn.bench.tasks import NotRun
 from xattn.bench.workloads import Plan
-from xattn.errors import XattnError
+from xattn.errors import UsageError, XattnError
 
 LOAD_SECONDS = 600.0
 RECORD = "bench.json"
@@ -47,6 +47,8 @@ class Settings:
     cores: tuple[int, ...] = ()
     """The cores that every worker is pinned to; empty: none is pinned."""
     threads: int = 2
+    resume: bool = False
+    """Keep the cells that ``output`` has a record of, and measure the others."""
     start: Callable[[str, int, Sequence[int]], list[str]] = command
     """The command line of a worker."""
 
@@ -69,6 +71,8 @@ class Run:
             "engines": {},
             "cells": [],
         }
+        if settings.resume:
+            self._resume()
 
     def __enter__(self) -> "Run":
         return self
@@ -77,10 +81,14 @@ class Run:
         self._held.close()
 
     def measure(self, cells: Sequence[Cell]) -> dict[str, Any]:
-        """Measure all cells; the record is written after each of them."""
+        """Measure the cells that have no record yet; it is written after each of them."""
+        recorded = {cell["name"] for cell in self.record["cells"]}
         for number, cell in enumerate(cells, 1):
+            if cell.name in recorded:
+                continue
             self._say(f"{number} of {len(cells)}: {cell.name}")
             self.record["cells"].append(self._cell(cell))
+            self.record["cells"].sort(key=lambda found: found["workload"])
             self.record["aims"] = judge_aims(self.record["cells"])
             self._write()
         return self.record
@@ -89,6 +97,28 @@ class Run:
         self._settings.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.record, indent=1)
         (self._settings.output / RECORD).write_text(text + "\n", encoding="utf-8")
+
+    def _resume(self) -> None:
+        """Take the cells of the record in ``output`` that no engine broke in."""
+        path = self._settings.output / RECORD
+        if not path.is_file():
+            return
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("machine", "settings"):
+            for name, value in self.record[part].items():
+                was = earlier[part].get(name)
+                if was != value and name != "date":  # it may last past midnight
+                    raise UsageError(
+                        f"{path} is of another run: its {name} is {was!r}, and it would be "
+                        f"{value!r} now. Give another `--output`, or no `--resume`."
+                    )
+        self.record["engines"] = earlier["engines"]
+        self.record["cells"] = [
+            cell
+            for cell in earlier["cells"]
+            if not any("error" in found for found in cell["engines"].values())
+        ]
+        self.record["aims"] = judge_aims(self.record["cells"])
 
     # One cell
 

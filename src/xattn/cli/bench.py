@@ -44,6 +44,10 @@ Models = Annotated[
         help="Keep the models here, 2.5 GiB in all; a temporary directory if not given.",
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run whose record is in the output directory."),
+]
 Cores = Annotated[
     str | None,
     typer.Option(
@@ -61,6 +65,7 @@ def bench(
     rounds: Rounds = None,
     output: OutputDirectory = None,
     models: Models = None,
+    resume: Resume = False,
     cores: Cores = None,
     json: Json = False,
 ) -> None:
@@ -89,6 +94,7 @@ def bench(
             quick=quick,
             cores=pinned,
             threads=len(pinned) or LEAST_CORES,
+            resume=resume,
         )
         record = bench(settings, only or (), say=print_note)
     if json:
