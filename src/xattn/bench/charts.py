@@ -28,7 +28,6 @@ COLOURS = {
     "ctranslate2": "#e07a1f",
     "transformers": "#7a7a7a",
     "llama.cpp": "#2a9d5c",
-    "onnxruntime": "#9b5fb5",
     "machine": "#444444",
 }
 FORM_COLOURS = ("#1b6ca8", "#e07a1f", "#2a9d5c", "#9b5fb5", "#b5485f")

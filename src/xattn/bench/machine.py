@@ -11,7 +11,7 @@ from pathlib import Path
 from xattn.native.processor import processor
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ("torch", "ctranslate2", "transformers", "onnxruntime", "llama-cpp-python", "numpy")
+PACKAGES = ("torch", "ctranslate2", "transformers", "llama-cpp-python", "numpy")
 
 
 def results(base: Path) -> Path:

@@ -139,12 +139,11 @@ def _best(cell: dict[str, Any], engine: str, measure: str) -> list[float] | None
     return per_step(found, fastest(found, measure))
 
 
-PEERS = ("ctranslate2", "transformers", "onnxruntime", "llama.cpp")
+PEERS = ("ctranslate2", "transformers", "llama.cpp")
 SHORT = {
     "xattn": "xattn",
     "ctranslate2": "CTranslate2",
     "transformers": "transformers",
-    "onnxruntime": "ONNX Runtime",
     "llama.cpp": "llama.cpp",
 }
 MEASURES = {"warm": "from memory", "cold": "cold", "first": "prompt and first token"}

@@ -11,7 +11,6 @@ MODULES = {
     "xattn": "xattn.bench.engines.ours",
     "ctranslate2": "xattn.bench.engines.ctranslate2",
     "transformers": "xattn.bench.engines.transformers",
-    "onnxruntime": "xattn.bench.engines.onnxruntime",
     "llama.cpp": "xattn.bench.engines.llama_cpp",
     "machine": "xattn.bench.engines.reading",
 }
