@@ -1,8 +1,8 @@
 """What a model is, as plain numbers: no tensors, no torch.
 
 A family of models is a :class:`ModelSpec` read from a checkpoint's own config plus a weight table;
-there is one decoder and one encoder for all of them. The byte counts here are exact, and the
-ledger is built on them.
+there is one decoder and one encoder for all of them. A spec can say more than is run: it is also
+what bytes and operations are counted from, before there is a model. The byte counts here are exact.
 
 Axes: N memories, W queries that share one, S positions, H heads, K head width, D model width,
 L layers, V vocabulary.
@@ -13,8 +13,9 @@ from typing import Literal, get_args
 
 from xattn.errors import AbsorptionError, require
 
-NormKind = Literal["layer", "rms"]
-NormPlace = Literal["before", "after"]
+NormKind = Literal["layer", "rms", "scale"]
+"""``scale`` is a layer norm without bias."""
+NormPlace = Literal["before", "after", "both"]
 PositionKind = Literal["none", "learned", "sinusoidal", "relative", "rotary"]
 Form = Literal["materialized", "absorbed", "materialized-int8", "absorbed-int8"]
 """How cross-attention reads a memory: per-layer K and V or the states themselves, as floats or as
@@ -39,6 +40,8 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 
 SCALE_BYTES = 4
 """Of what a step of a row of int8 is worth."""
 
+FIRST_CAPACITY = 32
+"""Tokens that a self-attention cache has room for at first."""
 
 def is_absorbed(form: Form) -> bool:
     """Whether a form keeps the states themselves, which all layers share."""
@@ -54,6 +57,17 @@ def dtype_bytes(dtype: str) -> int:
     """Bytes of one number of ``dtype``."""
     require(dtype in DTYPE_BYTES, "dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
     return DTYPE_BYTES[dtype]
+
+
+def grown_capacity(capacity: int, needed: int, most: int | None = None) -> int:
+    """Tokens that a self-attention cache has room for when it must hold ``needed``.
+
+    It doubles, so that growth costs O(1) a token, and ends at ``most`` where that is known.
+    """
+    if needed <= capacity:
+        return capacity
+    generous = max(2 * capacity, FIRST_CAPACITY)
+    return max(needed, min(generous, most or generous))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +166,12 @@ class Placement:
 
     layers: tuple[bool, ...]
     kind: PlacementKind = "separate"
+    """``separate``: a sub-layer of its own; ``gated``: that, behind a gate that training opens;
+    ``merged``: one softmax over tokens and memory, whose keys self-attention's weights project."""
+    instead: bool = False
+    """It stands in the place of self-attention, which these layers do without (Mllama)."""
+    own_feed_forward: bool = False
+    """It comes with a feed-forward of its own, beside the layer's (Flamingo, Idefics)."""
 
     @classmethod
     def every(cls, layers: int) -> "Placement":
@@ -170,6 +190,17 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsSpec:
+    """Feed-forwards of which a router picks a few for each token (Shazeer et al. 2017)."""
+
+    every: int
+    """One layer in so many has them instead of a single feed-forward."""
+    count: int
+    active: int = 2
+    """How many a token goes through."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSpec:
     """What encoders and decoders have in common."""
 
@@ -184,6 +215,7 @@ class StackSpec:
     """A norm right after the embeddings (BART, mBART)."""
     final_norm: bool = True
     embed_scale: float = 1.0
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,18 +233,101 @@ class AudioStemSpec:
         """Audio that one memory covers."""
         return self.frames * self.hop_samples / self.sample_rate
 
+    @property
+    def positions(self) -> int:
+        """Of one memory."""
+        return self.frames // 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """One convolution of a :class:`WaveStemSpec`, without padding."""
+
+    outputs: int
+    inputs: int
+    kernel: int
+    stride: int
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveStemSpec:
+    """Convolutions over the samples of a recording of any length (Moonshine)."""
+
+    convolutions: tuple[Convolution, ...]
+    sample_rate: int = 16000
+    group_norm: bool = False
+    """One after the first of them."""
+
+    def positions(self, seconds: float) -> int:
+        """Of a recording that lasts so long."""
+        length = int(seconds * self.sample_rate)
+        for one in self.convolutions:
+            length = max(0, (length - one.kernel) // one.stride + 1)
+        return length
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStemSpec:
+    """Patches of one or several square tiles of a picture."""
+
+    size: int
+    """Pixels of a tile's side."""
+    patch: int
+    """Pixels of a patch's side."""
+    tiles: int = 1
+    """Tiles that a picture is cut into, at most."""
+    leading: int = 0
+    """Positions of each tile before its patches (class, registers)."""
+    kept: int | None = None
+    """Positions of a tile that a resampler or pooling leaves; None: all."""
+    tables: int = 0
+    """Numbers in tables of positions and tiles."""
+
+    @property
+    def encoded(self) -> int:
+        """Positions of a tile, in the encoder."""
+        return (self.size // self.patch) ** 2 + self.leading
+
+    @property
+    def positions(self) -> int:
+        """Positions that a tile has in a memory."""
+        return self.encoded if self.kept is None else self.kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplerSpec:
+    """A Perceiver: a fixed number of latents reads all positions (Alayrac et al. 2022)."""
+
+    layers: int
+    latents: int
+    width: int
+    heads: int
+    head_width: int
+    feed_forward: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(StackSpec):
-    """An encoder; ``vocab_size`` for text, ``audio`` for recordings."""
+    """An encoder; of text with a ``vocab_size``, of recordings or pictures with a stem."""
 
     vocab_size: int | None = None
     audio: AudioStemSpec | None = None
+    wave: WaveStemSpec | None = None
+    image: ImageStemSpec | None = None
+    resampler: ResamplerSpec | None = None
+    pictures: "EncoderSpec | None" = None
+    """Encoder of pictures whose states go through this one, among its tokens (T5Gemma 2)."""
+    output: tuple[int, int] | None = None
+    """Inputs and outputs of a last matrix, between the layers and the decoder."""
+    output_bias: bool = True
 
     @property
     def modality(self) -> Modality:
         """What it reads."""
-        return "audio" if self.audio is not None else "text"
+        if self.image is not None:
+            return "image"
+        return "text" if self.audio is None and self.wave is None else "audio"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +342,8 @@ class DecoderSpec(StackSpec):
     head_tied: bool = True
     """The vocabulary head is the embedding table."""
     head_bias: bool = False
+    extra_rows: int = 0
+    """Rows of the embedding table that the head has not."""
     head_scale: float = 1.0
     """Factor on the last hidden state before the head (T5 v1.0: ``D ** -0.5``)."""
 
@@ -258,13 +375,26 @@ class DecoderSpec(StackSpec):
             )
 
     @property
+    def self_layers(self) -> int:
+        """Layers with self-attention."""
+        return self.layers - (self.placement.count if self.placement.instead else 0)
+
+    @property
     def kv_width(self) -> int:
         """Numbers that one position takes in a memory of keys and values: those of all layers."""
-        return 2 * self.layers * self.self_attention.kv_heads * self.self_attention.head_width
+        own = self.self_attention
+        return 2 * self.self_layers * own.kv_heads * own.head_width
 
     def self_cache_bytes(self, tokens: int, *, rows: int = 1, dtype: str = "float32") -> int:
         """Keys and values of ``tokens`` generated or prompted tokens in ``rows`` rows."""
         return rows * tokens * self.kv_width * dtype_bytes(dtype)
+
+    def cache_capacity(self, prompt_tokens: int, tokens: int) -> int:
+        """Tokens that the cache of a row has room for that was fed a prompt, then all of these."""
+        capacity = grown_capacity(0, prompt_tokens)
+        while capacity < tokens:
+            capacity = grown_capacity(capacity, capacity + 1)
+        return capacity
 
     def cross_bytes(
         self, positions: int, *, form: Form = "materialized", dtype: str = "float32"
@@ -291,7 +421,7 @@ class DecoderSpec(StackSpec):
         if not is_narrow(form):
             return self.self_cache_bytes(positions, dtype=dtype)
         own = self.self_attention
-        return positions * 2 * self.layers * own.kv_heads * (own.head_width + SCALE_BYTES)
+        return positions * 2 * self.self_layers * own.kv_heads * (own.head_width + SCALE_BYTES)
 
     def step_bytes(self, tokens: int, logits: int, seen: int, positions: int) -> int:
         """Room for one pass over ``tokens``, of which ``logits`` get logits: an upper bound.
@@ -333,62 +463,3 @@ class ModelSpec:
     """(layer, head) pairs whose cross-attention follows the audio (Whisper)."""
     shared_embeddings: bool = True
     """Encoder and decoder read one table, where both read tokens (Marian may have two)."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, counted from the shapes."""
-        total = _decoder_parameters(self.decoder)
-        if self.encoder is not None:
-            total += _encoder_parameters(self.encoder)
-            shared = self.encoder.vocab_size == self.decoder.vocab_size
-            if shared and self.shared_embeddings:
-                total -= self.decoder.vocab_size * self.decoder.width
-        return total
-
-
-def _norm_parameters(norm: NormSpec, width: int) -> int:
-    return width * (2 if norm.kind == "layer" else 1)
-
-
-def _attention_parameters(spec: AttentionSpec, width: int, memory_width: int) -> int:
-    q, kv = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
-    weights = 2 * width * q + 2 * memory_width * kv
-    biases = spec.q_bias * q + (spec.k_bias + spec.v_bias) * kv + spec.o_bias * width
-    norms = 0 if spec.qk_norm is None else 2 * _norm_parameters(spec.qk_norm, spec.head_width)
-    return weights + biases + norms
-
-
-def _feed_forward_parameters(spec: FeedForwardSpec, width: int) -> int:
-    inward = 2 if spec.gated else 1
-    biases = spec.bias * (inward * spec.width + width)
-    return (inward + 1) * spec.width * width + biases
-
-
-def _stack_parameters(spec: StackSpec) -> int:
-    norm = _norm_parameters(spec.norm, spec.width)
-    layer = _attention_parameters(spec.self_attention, spec.width, spec.width)
-    layer += _feed_forward_parameters(spec.feed_forward, spec.width) + 2 * norm
-    total = spec.layers * layer + (spec.embedding_norm + spec.final_norm) * norm
-    position = spec.position
-    if position.kind == "learned" and position.limit is not None:
-        total += (position.limit + position.offset) * spec.width
-    if position.kind == "relative":
-        total += position.buckets * spec.self_attention.heads
-    return total
-
-
-def _encoder_parameters(spec: EncoderSpec) -> int:
-    total = _stack_parameters(spec) + (spec.vocab_size or 0) * spec.width
-    if spec.audio is not None:
-        total += 3 * spec.width * (spec.audio.mel_bins + spec.width) + 2 * spec.width
-    return total
-
-
-def _decoder_parameters(spec: DecoderSpec) -> int:
-    total = _stack_parameters(spec) + spec.vocab_size * spec.width
-    if spec.cross_attention is not None:
-        cross = _attention_parameters(spec.cross_attention, spec.width, spec.memory_width)
-        total += spec.placement.count * (cross + _norm_parameters(spec.norm, spec.width))
-    if not spec.head_tied:
-        total += spec.vocab_size * spec.width
-    return total + spec.head_bias * spec.vocab_size

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import require
-from xattn.spec import DecoderSpec
-
-FIRST_CAPACITY = 32
+from xattn.spec import DecoderSpec, grown_capacity
 
 Table = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
@@ -151,10 +149,7 @@ class SelfCache:
         """Room for ``tokens`` more in every row."""
         self._make_writable()
         needed = max(self.lengths, default=0) + tokens
-        if needed <= self.capacity:
-            return
-        generous = max(2 * self.capacity, FIRST_CAPACITY)
-        self._resize(self.physical_rows, max(needed, min(generous, self.most or generous)))
+        self._resize(self.physical_rows, grown_capacity(self.capacity, needed, self.most))
 
     def _make_writable(self) -> None:
         """Outside of inference mode, what step() left may not be written."""

@@ -14,10 +14,10 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from xattn.counts import PANEL, QUAD
 from xattn.models.layers import Attention, FeedForward
 from xattn.native import library, structs
 
-PANEL, QUAD = 16, 4
 LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""

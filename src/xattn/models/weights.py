@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from xattn.errors import UnsafeCheckpointError
-from xattn.inputs.text import Tokenizer
 from xattn.spec import ModelSpec
+
+if TYPE_CHECKING:  # a config says what a model is without torch
+    from torch import Tensor
+
+    from xattn.inputs.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class Weight:
     origin: str
     """Its name in the file. Two of our names with one origin are one parameter."""
     shape: tuple[int, ...]
-    load: Callable[[], Tensor]
+    load: "Callable[[], Tensor]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Checkpoint:
     origin: str
     """What the user asked for."""
     directory: Path
-    tokenizer: Tokenizer | None = None
+    tokenizer: "Tokenizer | None" = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     """Settings the checkpoint wants, under Hugging Face's generation-config names."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class WeightTable:
         )
         return bound, names, unused
 
-    def to_hf(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_hf(self, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Our weights under the checkpoint's names, as Hugging Face would write them."""
         times = Counter(id(tensor) for tensor in weights.values())
         return {

@@ -5,23 +5,16 @@ Axes: S positions, D model width, B blocks of a position, G numbers that share o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from xattn.counts import CODECS, INT4_GROUP, KV_BLOCK, CodecName
 from xattn.errors import CorruptEntryError, require
 
-CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
 LOSSLESS: CodecName = "float32"
 """Keeps everything of what encoders make; the others are chosen, and their loss is reported."""
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INT4_GROUP = 32
-"""Numbers that share a scale and a minimum in int4."""
-KV_BLOCK = 64
-"""Numbers of a memory of keys and values that share a scale in int8: layers and heads, keys and
-values differ far too much in size for one scale per position."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,247 @@
+"""How much of what a model is to attend to, and how many positions of a memory that becomes.
+
+An amount is given as a number of positions, or as the thing itself, in the words of its kind::
+
+    document  250, 250t, 180w, 20x250        tokens, words; twenty documents
+    table     1000r, 1000r8c                 rows, of so many columns (4 if not said)
+    audio     30s, 2m, 1h, 3x30s, 1500p      seconds, minutes, hours; positions
+    image     2, 1024x768, 2x1024x768        pictures; width and height in pixels
+
+In Python a plain number is always positions, whatever the kind.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xattn.errors import UsageError, is_whole, require
+from xattn.spec import EncoderSpec, ImageStemSpec, ModelSpec, Modality
+
+Kind = Literal["document", "text", "table", "audio", "image"]
+KINDS: dict[Kind, Modality] = {
+    "document": "text",
+    "text": "text",
+    "table": "text",
+    "audio": "audio",
+    "image": "image",
+}
+"""What may be attended to, and what an encoder must read for it."""
+
+MOST_POSITIONS, MOST_COUNT = 10**9, 10**6
+TOKENS_PER_WORD = 4 / 3
+"""Of English, for vocabularies of 30,000 or more."""
+TOKENS_PER_CELL, TOKENS_PER_ROW, COLUMNS = 4, 3, 4
+"""Of a table as ``row 1 : a | b``: a bar and a short value for each cell, ``row``, number, colon."""
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """So many sources of so many positions each."""
+
+    kind: Kind
+    count: int
+    positions: int
+    """Of each, in a memory."""
+    encoded: int
+    """Of each, in the encoder: more where a resampler leaves fewer."""
+    given: str
+    """As it was asked for."""
+    estimated: bool = False
+    """The text itself was not there to count its tokens."""
+
+    @property
+    def total(self) -> int:
+        """Positions of all."""
+        return self.count * self.positions
+
+
+def amount_of(spec: ModelSpec, kind: str, given: Any) -> Amount:
+    """What ``given`` becomes in memories of this model.
+
+    ``given`` is a number of positions, a text as above, ``(width, height)`` of a picture, or
+    ``(count, …)`` of one of these. Raises :class:`UsageError` for what the model does not read, and
+    for what is no amount of it.
+    """
+    name = _kind(spec, kind)
+    count, one = _split(name, given)
+    require(is_whole(count, 1) and count <= MOST_COUNT, kind, f"1 to {MOST_COUNT} sources", count)
+    encoded, positions, several, estimated = _sized(spec, name, one)
+    require(
+        is_whole(positions, 1) and positions <= MOST_POSITIONS,
+        kind,
+        f"an amount of 1 to {MOST_POSITIONS} positions",
+        given,
+    )
+    _require_within(spec, name, encoded)
+    return Amount(
+        kind=name,
+        count=count * several,
+        positions=positions,
+        encoded=encoded,
+        given=str(given),
+        estimated=estimated,
+    )
+
+
+def kinds_of(spec: ModelSpec) -> list[Kind]:
+    """What this model can be given."""
+    encoder = spec.encoder
+    modalities = {"text" if encoder is None else encoder.modality}
+    if encoder is not None and encoder.pictures is not None:
+        modalities.add("image")
+    return [kind for kind, wanted in KINDS.items() if wanted in modalities]
+
+
+def _kind(spec: ModelSpec, kind: str) -> Kind:
+    taken = kinds_of(spec)
+    for name in taken:
+        if kind == name:
+            return name
+    raise UsageError(
+        f"this model ({spec.family}) takes {' or '.join(taken)}, but is to read {kind!r}."
+    )
+
+
+def _split(kind: Kind, given: Any) -> tuple[int, Any]:
+    """How many, and one of them."""
+    if isinstance(given, tuple) and len(given) == 2 and not (kind == "image" and _is_size(given)):
+        return given
+    if not isinstance(given, str):
+        return 1, given
+    parts = given.lower().replace("×", "x").split("x")
+    sizes = 2 if kind == "image" and len(parts) > 1 else 1
+    if len(parts) == sizes:
+        return 1, given
+    head, rest = parts[0].strip(), "x".join(parts[1:])
+    require(
+        len(parts) == sizes + 1 and head.isdecimal(), kind, "COUNTxAMOUNT, as 20x250", given
+    )
+    return int(head), rest
+
+
+def _is_size(given: tuple[Any, Any]) -> bool:
+    return all(is_whole(side, 1) for side in given)
+
+
+Sized = tuple[int, int, int, bool]
+"""Positions in the encoder, in a memory, how many of these it takes, whether that is a guess."""
+
+
+def _sized(spec: ModelSpec, kind: Kind, one: Any) -> Sized:
+    encoder = spec.encoder
+    if is_whole(one):
+        return one, one, 1, False
+    if kind == "image":
+        assert encoder is not None
+        return _picture(encoder, one)
+    text = str(one).strip().lower()
+    readers: dict[Kind, Callable[[EncoderSpec | None, str], Sized | None]] = {
+        "document": _words,
+        "text": _words,
+        "table": _rows,
+        "audio": _heard,
+    }
+    found = readers[kind](encoder, text)
+    if found is None:
+        raise UsageError(f"`{kind}` must be {_FORMS[kind]}, but is {one!r} instead.")
+    return found
+
+
+_FORMS: dict[Kind, str] = {
+    "document": "a number of tokens (250) or words (180w)",
+    "text": "a number of tokens (250) or words (180w)",
+    "table": "a number of tokens (250) or rows (1000r, 1000r8c)",
+    "audio": "a time (30s, 2m, 1h) or a number of positions (1500p)",
+    "image": "a number of pictures (2), a size in pixels (1024x768), or positions (6404p)",
+}
+
+
+def _words(encoder: EncoderSpec | None, text: str) -> Sized | None:
+    found = re.fullmatch(r"(\d{1,12})\s*(t|tokens?|p|w|words?)?", text)
+    if found is None:
+        return None
+    count, unit = int(found[1]), found[2] or "t"
+    if unit[0] != "w":
+        return count, count, 1, False
+    tokens = math.ceil(count * TOKENS_PER_WORD)
+    return tokens, tokens, 1, True
+
+
+def _rows(encoder: EncoderSpec | None, text: str) -> Sized | None:
+    found = re.fullmatch(r"(\d{1,12})\s*r(?:ows?)?\s*(?:(\d{1,6})\s*c(?:ols?|olumns?)?)?", text)
+    if found is None:
+        return _words(encoder, text)
+    rows, columns = int(found[1]), int(found[2] or COLUMNS)
+    tokens = (rows + 1) * (TOKENS_PER_ROW + columns * TOKENS_PER_CELL)
+    return tokens, tokens, 1, True
+
+
+def _heard(encoder: EncoderSpec | None, text: str) -> Sized | None:
+    assert encoder is not None
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([smhp])", text)
+    if found is None:
+        return None
+    if found[2] == "p":
+        return (int(found[1]), int(found[1]), 1, False) if found[1].isdecimal() else None
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if encoder.audio is not None:
+        windows = max(1, math.ceil(seconds / encoder.audio.seconds))
+        return encoder.audio.positions, encoder.audio.positions, windows, False
+    assert encoder.wave is not None
+    positions = encoder.wave.positions(seconds)
+    return positions, positions, 1, False
+
+
+def _picture(encoder: EncoderSpec, one: Any) -> Sized:
+    stem = (encoder.pictures or encoder).image
+    assert stem is not None
+    several, tiles = 1, stem.tiles
+    if isinstance(one, tuple):
+        tiles = tiles_of(stem, *one)
+    else:
+        found = re.fullmatch(r"(\d{1,9})(?:\s*(p)|x(\d{1,9}))?", str(one).strip().lower())
+        if found is None:
+            raise UsageError(f"`image` must be {_FORMS['image']}, but is {one!r} instead.")
+        if found[2]:
+            return int(found[1]), int(found[1]), 1, False
+        if found[3]:
+            tiles = tiles_of(stem, int(found[1]), int(found[3]))
+        else:
+            several = int(found[1])
+    return tiles * stem.encoded, tiles * stem.positions, several, False
+
+
+def tiles_of(stem: ImageStemSpec, width: int, height: int) -> int:
+    """Tiles that a picture of so many pixels is cut into.
+
+    As Mllama cuts them: of all grids of at most ``stem.tiles`` tiles the one into which the picture
+    is enlarged least, or, where it must shrink, shrinks least; of equals the one with fewer.
+    """
+    for name, side in (("width", width), ("height", height)):
+        require(is_whole(side, 1), f"image {name}", "at least 1 pixel", side)
+    grids = [
+        (columns, rows)
+        for columns in range(1, stem.tiles + 1)
+        for rows in range(1, stem.tiles // columns + 1)
+    ]
+    scales = {
+        grid: min(grid[0] * stem.size / width, grid[1] * stem.size / height) for grid in grids
+    }
+    enlarging = [scale for scale in scales.values() if scale >= 1]
+    best = min(enlarging) if enlarging else max(scales.values())
+    return min(columns * rows for (columns, rows), scale in scales.items() if scale == best)
+
+
+def _require_within(spec: ModelSpec, kind: Kind, positions: int) -> None:
+    stack = spec.encoder or spec.decoder
+    limit = stack.position.limit
+    if spec.encoder is not None and (spec.encoder.audio or spec.encoder.image):
+        limit = None  # of a window or tile, whose number is what was counted
+    if limit is not None and positions > limit:
+        raise UsageError(
+            f"`{kind}` must be sources of at most {limit} positions for this model, but one has "
+            f"{positions}; give several, as {math.ceil(positions / limit)}x{limit}."
+        )

@@ -1,0 +1,227 @@
+"""What a configuration will cost, before the first tensor is allocated: arithmetic on a spec.
+
+Axes: S positions of all memories, R rows (every beam of every request), T tokens, L layers, D model
+width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from xattn.counts import (
+    CODECS,
+    CodecName,
+    decoder_flops,
+    encoder_flops,
+    head_flops,
+    kept_bytes,
+    layer_flops,
+    memory_flops,
+    read_bytes,
+    weight_bytes,
+)
+from xattn.costs import absorption_bytes, flops
+from xattn.errors import UsageError, is_whole, require
+from xattn.ledger.account import Ledger, Row, Setting
+from xattn.ledger.amounts import MOST_COUNT, Amount, amount_of
+from xattn.ledger.workspace import workspace_bytes
+from xattn.spec import (
+    DTYPE_BYTES,
+    FORMS,
+    DecoderSpec,
+    EncoderSpec,
+    Form,
+    ModelSpec,
+    dtype_bytes,
+    is_absorbed,
+    is_narrow,
+)
+
+NEW_TOKENS = 128
+
+
+def plan(
+    spec: ModelSpec,
+    inputs: Mapping[str, Any],
+    *,
+    batch: int = 1,
+    beams: int = 1,
+    form: Form = "materialized",
+    dtype: str = "float32",
+    weights_dtype: str | None = None,
+    store_codec: CodecName | None = None,
+    shared: bool = False,
+    prompt_tokens: int = 1,
+    new_tokens: int = NEW_TOKENS,
+) -> Ledger:
+    """What ``batch`` requests take that each attend to ``inputs``, with ``beams`` beams each.
+
+    ``inputs`` maps ``document``, ``text``, ``table``, ``audio`` or ``image`` to an amount: a number
+    of positions, or the thing itself (see :mod:`xattn.ledger.amounts`). With ``shared`` all
+    requests read the same memories, else each has its own. ``dtype`` is that of states, keys and
+    values, ``int8`` meaning the int8 form of ``form`` over states in float32; ``weights_dtype``
+    that of weights, the same if not given. ``store_codec`` adds what the states take on disk.
+    Each request feeds ``prompt_tokens`` and generates ``new_tokens``; FLOPs and bytes of a step are
+    those of the middle one.
+
+    Raises :class:`UsageError` for an input that the model does not read, and for numbers out of
+    bounds; :class:`AbsorptionError` where ``form`` is not exact for this decoder.
+    """
+    form, dtype = _form(spec.decoder, form, dtype)
+    setting = Setting(
+        batch=batch,
+        beams=beams,
+        form=form,
+        dtype=dtype,
+        weights_dtype=weights_dtype or dtype,
+        store_codec=store_codec,
+        shared=shared,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+    )
+    _check(spec.decoder, setting)
+    require(isinstance(inputs, Mapping), "inputs", "a mapping of kinds to amounts", inputs)
+    amounts = [amount_of(spec, kind, given) for kind, given in inputs.items()]
+    return planned(spec, amounts, setting)
+
+
+def planned(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Ledger:
+    """The ledger of amounts that are known already."""
+    rows = [row for amount in amounts for row in _of_input(spec, amount, setting)]
+    rows += [*_answers(spec.decoder, setting), *_model(spec, amounts, setting)]
+    return Ledger(
+        model=spec.family, amounts=tuple(amounts), setting=setting, rows=tuple(rows)
+    )
+
+
+def _form(decoder: DecoderSpec, form: str, dtype: str) -> tuple[Form, str]:
+    """The form, and the number format of states: ``int8`` is a form of its own."""
+    chosen = next((known for known in get_args(Form) if known == form), None)
+    require(chosen is not None, "form", f"one of {', '.join(FORMS)}", form)
+    require(dtype in DTYPE_BYTES, "dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
+    assert chosen is not None
+    if dtype == "int8":
+        chosen, dtype = ("absorbed-int8" if is_absorbed(chosen) else "materialized-int8"), "float32"
+    if is_absorbed(chosen):
+        decoder.require_absorbable()
+    return chosen, dtype
+
+
+def _check(decoder: DecoderSpec, setting: Setting) -> None:
+    weights, codec = setting.weights_dtype, setting.store_codec
+    require(weights in DTYPE_BYTES, "weights_dtype", f"one of {', '.join(DTYPE_BYTES)}", weights)
+    require(codec is None or codec in CODECS, "store_codec", f"one of {', '.join(CODECS)}", codec)
+    for name in ("batch", "beams", "prompt_tokens", "new_tokens"):
+        value = getattr(setting, name)
+        fits = is_whole(value, 1) and value <= MOST_COUNT
+        require(fits, name, f"a whole number from 1 to {MOST_COUNT}", value)
+    limit, tokens = decoder.position.limit, setting.prompt_tokens + setting.new_tokens
+    if limit is not None and tokens > limit:
+        raise UsageError(
+            f"`prompt_tokens` + `new_tokens` must be at most {limit} for this model, "
+            f"but is {tokens} instead."
+        )
+
+
+def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row]:
+    """States, what the decoder makes of them, and what they take on disk."""
+    decoder, form, copies = spec.decoder, setting.form, setting.copies
+    total = amount.total * copies
+    common: dict[str, Any] = {
+        "input": amount.kind,
+        "positions": total,
+        "estimated": amount.estimated,
+    }
+    read = decoder.memory_bytes(total, form=form, dtype=setting.dtype)
+    reading = {
+        "step_flops": setting.rows * _reading_flops(decoder, amount.total, form),
+        "step_bytes": read * (decoder.placement.count if is_absorbed(form) else 1),
+    }
+    wide = decoder.memory_bytes(total, dtype=setting.dtype)
+    sources = copies * amount.count
+    if decoder.cross_attention is None:
+        # A decoder-only model goes on from keys and values: they are its states.
+        states, read_as_they_are = wide, not is_narrow(form)
+        encoding = sources * decoder_flops(decoder, amount.positions, logits=0)
+    else:
+        assert spec.encoder is not None
+        states = total * decoder.memory_width * dtype_bytes(setting.dtype)
+        read_as_they_are = form == "absorbed"
+        encoding = sources * encoding_flops(spec.encoder, amount)
+    yield Row(
+        what="states",
+        bytes=states,
+        encode_flops=encoding,
+        **(reading if read_as_they_are else {}),
+        **common,
+    )
+    if not read_as_they_are:
+        yield Row(
+            what="int8 states" if is_absorbed(form) else "keys and values",
+            bytes=read,
+            encode_flops=memory_flops(decoder, total, form),
+            **reading,
+            **common,
+        )
+    if setting.store_codec is not None:
+        kept = kept_bytes(decoder, total, setting.store_codec)
+        yield Row(what="at rest", bytes=kept, **common)
+
+
+def encoding_flops(encoder: EncoderSpec, amount: Amount) -> int:
+    """Operations that encode one source; pictures may go through an encoder of their own first."""
+    if amount.kind == "image" and encoder.pictures is not None:
+        before = encoder_flops(encoder.pictures, amount.encoded)
+        return before + encoder_flops(encoder, amount.positions)
+    return encoder_flops(encoder, amount.encoded)
+
+
+def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
+    """Keys and values of prompts and answers: the cache has room for some more."""
+    fed = setting.prompt_tokens + setting.new_tokens - 1
+    capacity = decoder.cache_capacity(setting.prompt_tokens, fed)
+    rows, dtype, seen = setting.rows, setting.dtype, setting.seen
+    own = decoder.self_attention
+    yield Row(
+        input="answer",
+        what="self-attention cache",
+        positions=rows * fed,
+        bytes=decoder.self_cache_bytes(capacity, rows=rows, dtype=dtype),
+        step_bytes=decoder.self_cache_bytes(seen, rows=rows, dtype=dtype),
+        step_flops=rows * 4 * own.heads * own.head_width * (seen + 1) * decoder.self_layers,
+    )
+
+
+def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iterator[Row]:
+    """Weights, and room to work in."""
+    decoder, rows, form = spec.decoder, setting.rows, setting.form
+    quantize = "int8" if setting.weights_dtype == "int8" else None
+    dtype = "float32" if quantize else setting.weights_dtype
+    read = read_bytes(decoder, dtype=dtype, quantize=quantize)
+    step_flops = rows * (layer_flops(decoder) + head_flops(decoder))
+    if amounts and is_absorbed(form):  # the projections go to the queries, in every step
+        read += absorption_bytes(decoder, dtype=dtype)
+        step_flops += rows * flops(decoder, 0, 1, form)
+    prompt = decoder_flops(
+        decoder,
+        setting.prompt_tokens,
+        memories=sum(amount.total for amount in amounts),
+        form=form,
+        logits=1,
+    )
+    yield Row(
+        input="model",
+        what="weights",
+        bytes=weight_bytes(spec, dtype=dtype, quantize=quantize),
+        encode_flops=setting.batch * prompt,
+        step_flops=step_flops,
+        step_bytes=read,
+    )
+    yield Row(input="model", what="workspace", bytes=workspace_bytes(spec, amounts, setting))
+
+
+def _reading_flops(decoder: DecoderSpec, positions: int, form: Form) -> int:
+    """Operations in which one token reads positions, in all layers."""
+    if decoder.cross_attention is None:
+        own = decoder.self_attention
+        return 4 * own.heads * own.head_width * positions * decoder.self_layers
+    return flops(decoder, positions, 1, form) - flops(decoder, 0, 1, form)
