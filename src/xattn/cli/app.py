@@ -7,10 +7,21 @@ from typing import Annotated, Any
 import typer
 
 from xattn import __version__
-from xattn.cli import bench, cache, config, doctor, encode, generate, models, transcribe, translate
+from xattn.cli import (
+    bench,
+    cache,
+    config,
+    doctor,
+    encode,
+    generate,
+    models,
+    plan,
+    transcribe,
+    translate,
+)
 from xattn.cli.console import print_line, print_note
 from xattn.cli.failures import BAD_USAGE
-from xattn.cli.help import Command
+from xattn.cli.help import Command, DefaultGroup
 from xattn.cli.settings import (
     collect,
     find_files,
@@ -42,6 +53,10 @@ def build() -> Any:
         bench.bench,
     ):
         app.command(cls=Command)(command)
+    plan_app = typer.Typer(help="What will it cost?", cls=DefaultGroup)
+    plan_app.command("model", cls=Command)(plan.plan_model)
+    plan_app.command("train", cls=Command)(plan.plan_train)
+    app.add_typer(plan_app, name="plan")
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
     config_app.command(cls=Command)(config.show)
     app.add_typer(config_app, name="config")

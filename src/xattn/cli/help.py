@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from xattn.cli.settings import settings_of
 
@@ -38,3 +38,13 @@ class Command(TyperCommand):
         """Say where defaults come from."""
         formatter.write_paragraph()
         formatter.write_text(DEFAULTS)
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose first command need not be named: ``plan T5`` is ``plan model T5``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the first command in front of what begins with none."""
+        if not args or args[0] not in self.commands:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)

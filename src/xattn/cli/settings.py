@@ -36,6 +36,14 @@ PER_CALL = (
     "for_",
     "trust",
     "of_model",
+    "document",
+    "text",
+    "table",
+    "audio",
+    "image",
+    "fit_bytes",
+    "list_shapes",
+    "plot",
     "measure",
 )
 """Options that say what one call does, and so have no place in a file of settings."""
