@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xattn.counts import parameters
 from xattn.decoding.asking import Asker, Question
 from xattn.decoding.fallback import HeardWindow
 from xattn.decoding.forms import choose
@@ -118,7 +119,7 @@ class Model:
         return self.asker.tokenizer
 
     def __repr__(self) -> str:
-        weights = f"{self.spec.parameters / 1e6:.1f}M parameters"
+        weights = f"{parameters(self.spec) / 1e6:.1f}M parameters"
         return f"Model({self.name!r}, {self.spec.family}, {weights}, {self.network.dtype})"
 
     # Encoding

@@ -43,6 +43,7 @@ SCALE_BYTES = 4
 FIRST_CAPACITY = 32
 """Tokens that a self-attention cache has room for at first."""
 
+
 def is_absorbed(form: Form) -> bool:
     """Whether a form keeps the states themselves, which all layers share."""
     return form.startswith("absorbed")

@@ -148,7 +148,7 @@ def plan_model(
         raise UsageError("`MODEL` must be given: a shape of `xattn plan --list`, or a config.json.")
     spec = spec_of(model)
     given = {"document": document, "text": text, "table": table, "audio": audio, "image": image}
-    inputs = {kind: given[kind] for kind in KINDS if given[kind] is not None}
+    inputs = {str(kind): given[kind] for kind in KINDS if given[kind] is not None}
     settings: dict[str, Any] = {
         "batch": batch,
         "beams": beams,
@@ -375,8 +375,8 @@ _FORMULAS = """\
 FLOPs: the forward pass, counted exactly, times 2 + the share of weights that is trained (6ND and
 4ND: Kaplan et al. 2020); with checkpointing the forward pass once more (Chen et al. 2016).
 Weights, gradients, AdamW: 2 + 2 + 12 bytes a trained weight (Rajbhandari et al. 2020), 2 a frozen
-one. Activations: Korthikanti et al. 2022, without dropout and without scores. LoRA of rank {rank} on
-all of attention (Hu et al. 2021). Hours at {utilisation:.0%} of the machine's bfloat16 rate."""
+one. Activations: Korthikanti et al. 2022, without dropout and without scores. LoRA of rank {rank}
+on all of attention (Hu et al. 2021). Hours at {utilisation:.0%} of the machine's bfloat16 rate."""
 
 
 def _trained(one: Training) -> tuple[str, ...]:
@@ -404,5 +404,3 @@ def _choice(one: Choice, budget: float | None) -> tuple[str, ...]:
         "yes" if one.fits else "no",
         within,
     )
-
-

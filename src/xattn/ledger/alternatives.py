@@ -6,7 +6,7 @@ from typing import Any
 
 from xattn.counts import weight_bytes
 from xattn.errors import AbsorptionError
-from xattn.ledger.account import Ledger, Setting
+from xattn.ledger.account import Ledger
 from xattn.ledger.plan import encoding_flops, plan
 from xattn.spec import FORMS, DecoderSpec, ModelSpec, dtype_bytes
 
@@ -27,9 +27,7 @@ class Alternative:
     """It is the configuration that was asked for."""
 
 
-def alternatives(
-    spec: ModelSpec, inputs: Mapping[str, Any], **settings: Any
-) -> list[Alternative]:
+def alternatives(spec: ModelSpec, inputs: Mapping[str, Any], **settings: Any) -> list[Alternative]:
     """What was asked for beside its alternatives; ``settings`` are those of :func:`plan`."""
     asked = plan(spec, inputs, **settings)
     settings = {**settings, "dtype": asked.setting.dtype}
@@ -61,7 +59,7 @@ def _alternative(name: str, ledger: Ledger, *, chosen: bool = False) -> Alternat
 
 
 def _recomputed(name: str, spec: ModelSpec, asked: Ledger) -> Alternative:
-    """Nothing is kept between requests: each encodes its inputs, and lets states go once projected."""
+    """Each request encodes its inputs, and lets states go once they are projected."""
     setting, states = asked.setting, asked.of("states")
     assert spec.encoder is not None
     again = sum(

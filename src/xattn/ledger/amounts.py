@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xattn.errors import UsageError, is_whole, require
-from xattn.spec import EncoderSpec, ImageStemSpec, ModelSpec, Modality
+from xattn.spec import EncoderSpec, ImageStemSpec, Modality, ModelSpec
 
 Kind = Literal["document", "text", "table", "audio", "image"]
 KINDS: dict[Kind, Modality] = {
@@ -33,7 +33,7 @@ MOST_POSITIONS, MOST_COUNT = 10**9, 10**6
 TOKENS_PER_WORD = 4 / 3
 """Of English, for vocabularies of 30,000 or more."""
 TOKENS_PER_CELL, TOKENS_PER_ROW, COLUMNS = 4, 3, 4
-"""Of a table as ``row 1 : a | b``: a bar and a short value for each cell, ``row``, number, colon."""
+"""Of a table as ``row 1 : a | b``: a bar and a short value a cell; ``row``, a number, a colon."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -116,9 +116,7 @@ def _split(kind: Kind, given: Any) -> tuple[int, Any]:
     if len(parts) == sizes:
         return 1, given
     head, rest = parts[0].strip(), "x".join(parts[1:])
-    require(
-        len(parts) == sizes + 1 and head.isdecimal(), kind, "COUNTxAMOUNT, as 20x250", given
-    )
+    require(len(parts) == sizes + 1 and head.isdecimal(), kind, "COUNTxAMOUNT, as 20x250", given)
     return int(head), rest
 
 

@@ -57,10 +57,10 @@ def mllama(config: Config) -> ModelSpec:
     size, patch = whole(vision, "image_size", 560), whole(vision, "patch_size", 14)
     ratios = 1 + sum(tiles // columns for columns in range(1, tiles + 1))
     positions = (size // patch) ** 2 + 1
-    locals_, globals_ = whole(vision, "num_hidden_layers", 32), whole(vision, "num_global_layers", 8)
+    local, gated = whole(vision, "num_hidden_layers", 32), whole(vision, "num_global_layers", 8)
     encoder = EncoderSpec(
         width=seen,
-        layers=locals_ + globals_,
+        layers=local + gated,
         self_attention=plain(seen, whole(vision, "attention_heads", 16)),
         feed_forward=FeedForwardSpec(
             width=whole(vision, "intermediate_size", 5120), activation="gelu"
@@ -77,7 +77,7 @@ def mllama(config: Config) -> ModelSpec:
             # One table of positions, one for every grid of tiles, two of tiles alone, three gates,
             # and two gates in each of the last layers.
             tables=positions * seen * (1 + ratios * tiles) + 2 * ratios * tiles * seen + 3
-            + 2 * globals_,
+            + 2 * gated,
         ),
         output=(whole(vision, "vision_output_dim", 7680), width),
     )  # fmt: skip

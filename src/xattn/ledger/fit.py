@@ -54,10 +54,16 @@ def _in_form(
     sources = {}
     for kind, given in inputs.items():
         positions = amount_of(spec, kind, given).positions
-        with_count = lambda n, k=kind, s=positions: {**inputs, k: (n, s)}  # noqa: E731
-        sources[kind] = _largest(lambda n, w=with_count: total(inputs=w(n)) <= budget)
+        sources[kind] = _largest(_counted(total, inputs, kind, positions, budget))
     ledger = plan(spec, inputs, **{**settings, "batch": batch}) if batch else None
     return Fit(form=settings["form"], batch=batch, beams=beams, sources=sources, ledger=ledger)
+
+
+def _counted(
+    total: Callable[..., int], inputs: Mapping[str, Any], kind: str, positions: int, budget: int
+) -> Callable[[int], bool]:
+    """Whether so many sources of a kind fit, the others being as they are."""
+    return lambda count: total(inputs={**inputs, kind: (count, positions)}) <= budget
 
 
 def _largest(fits: Callable[[int], bool]) -> int:

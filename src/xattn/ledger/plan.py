@@ -5,8 +5,9 @@ width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
+from xattn.costs import absorption_bytes, flops
 from xattn.counts import (
     CODECS,
     CodecName,
@@ -19,7 +20,6 @@ from xattn.counts import (
     read_bytes,
     weight_bytes,
 )
-from xattn.costs import absorption_bytes, flops
 from xattn.errors import UsageError, is_whole, require
 from xattn.ledger.account import Ledger, Row, Setting
 from xattn.ledger.amounts import MOST_COUNT, Amount, amount_of
@@ -88,14 +88,12 @@ def planned(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Led
     """The ledger of amounts that are known already."""
     rows = [row for amount in amounts for row in _of_input(spec, amount, setting)]
     rows += [*_answers(spec.decoder, setting), *_model(spec, amounts, setting)]
-    return Ledger(
-        model=spec.family, amounts=tuple(amounts), setting=setting, rows=tuple(rows)
-    )
+    return Ledger(model=spec.family, amounts=tuple(amounts), setting=setting, rows=tuple(rows))
 
 
 def _form(decoder: DecoderSpec, form: str, dtype: str) -> tuple[Form, str]:
     """The form, and the number format of states: ``int8`` is a form of its own."""
-    chosen = next((known for known in get_args(Form) if known == form), None)
+    chosen: Form | None = next((known for known in FORMS if known == form), None)
     require(chosen is not None, "form", f"one of {', '.join(FORMS)}", form)
     require(dtype in DTYPE_BYTES, "dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
     assert chosen is not None
@@ -132,7 +130,7 @@ def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row
         "estimated": amount.estimated,
     }
     read = decoder.memory_bytes(total, form=form, dtype=setting.dtype)
-    reading = {
+    reading: dict[str, Any] = {
         "step_flops": setting.rows * _reading_flops(decoder, amount.total, form),
         "step_bytes": read * (decoder.placement.count if is_absorbed(form) else 1),
     }

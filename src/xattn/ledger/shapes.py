@@ -145,20 +145,27 @@ def _nllb(name: str, hub: str, width: int, layers: int, *, ffn: int, **more: Any
     )
 
 
-def _llama(name: str, hub: str, kind: str, width: int, ffn: int, layers: int, heads: int, kv: int, *,
-           vocab: int, tied: bool, **more: Any) -> Shape:  # fmt: skip
+def _llama(
+    name: str,
+    hub: str,
+    kind: str,
+    layers: int,
+    width: int,
+    ffn: int,
+    heads: int,
+    kv: int,
+    **more: Any,
+) -> Shape:
     return Shape(
         name=name,
         hub_id=hub,
         config=dict(
             model_type=kind,
-            vocab_size=vocab,
             hidden_size=width,
             intermediate_size=ffn,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=kv,
-            tie_word_embeddings=tied,
             eos_token_id=2,
             max_position_embeddings=8192 if kind == "llama" else 40960,
         )
@@ -252,8 +259,9 @@ _GEMMA_9B = _gemma(3584, 14336, 42, 16, 8, 256000)
 _GEMMA3_270M = _gemma(640, 2048, 18, 4, 1, 262144)
 _GEMMA3_1B = _gemma(1152, 6912, 26, 4, 1, 262144)
 _GEMMA3_4B = _gemma(2560, 10240, 34, 8, 4, 262144)
-_SMOL = dict(vocab=49152, tied=True)
-_QWEN: dict[str, Any] = dict(vocab=151936, head_dim=128)
+_SMOL: dict[str, Any] = dict(vocab_size=49152, tie_word_embeddings=True)
+_QWEN: dict[str, Any] = dict(vocab_size=151936, head_dim=128, tie_word_embeddings=False)
+_TIED: dict[str, Any] = _QWEN | dict(tie_word_embeddings=True)
 
 _ALL = (
     _t5("t5-small", "google-t5/t5-small", 512, 2048, 6, 8),
@@ -353,15 +361,15 @@ _ALL = (
             ),
         ),
     ),
-    _llama("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", "llama", 576, 1536, 30, 9, 3, **_SMOL),
-    _llama("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", "llama", 960, 2560, 32, 15, 5, **_SMOL),
-    _llama("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B", "llama", 2048, 8192, 24, 32, 32, **_SMOL),
-    _llama("qwen3-0.6b", "Qwen/Qwen3-0.6B", "qwen3", 1024, 3072, 28, 16, 8, tied=True, **_QWEN),
-    _llama("qwen3-1.7b", "Qwen/Qwen3-1.7B", "qwen3", 2048, 6144, 28, 16, 8, tied=True, **_QWEN),
-    _llama("qwen3-4b", "Qwen/Qwen3-4B", "qwen3", 2560, 9728, 36, 32, 8, tied=True, **_QWEN),
-    _llama("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", 4096, 12288, 36, 32, 8, tied=False, **_QWEN),
-    _llama("qwen3-14b", "Qwen/Qwen3-14B", "qwen3", 5120, 17408, 40, 40, 8, tied=False, **_QWEN),
-    _llama("qwen3-32b", "Qwen/Qwen3-32B", "qwen3", 5120, 25600, 64, 64, 8, tied=False, **_QWEN),
+    _llama("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", "llama", 30, 576, 1536, 9, 3, **_SMOL),
+    _llama("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", "llama", 32, 960, 2560, 15, 5, **_SMOL),
+    _llama("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B", "llama", 24, 2048, 8192, 32, 32, **_SMOL),
+    _llama("qwen3-0.6b", "Qwen/Qwen3-0.6B", "qwen3", 28, 1024, 3072, 16, 8, **_TIED),
+    _llama("qwen3-1.7b", "Qwen/Qwen3-1.7B", "qwen3", 28, 2048, 6144, 16, 8, **_TIED),
+    _llama("qwen3-4b", "Qwen/Qwen3-4B", "qwen3", 36, 2560, 9728, 32, 8, **_TIED),
+    _llama("qwen3-8b", "Qwen/Qwen3-8B", "qwen3", 36, 4096, 12288, 32, 8, **_QWEN),
+    _llama("qwen3-14b", "Qwen/Qwen3-14B", "qwen3", 40, 5120, 17408, 40, 8, **_QWEN),
+    _llama("qwen3-32b", "Qwen/Qwen3-32B", "qwen3", 64, 5120, 25600, 64, 8, **_QWEN),
     _t5gemma(1, "2b-2b", _GEMMA_2B, _GEMMA_2B),
     _t5gemma(1, "9b-2b", _GEMMA_9B, _GEMMA_2B),
     _t5gemma(1, "9b-9b", _GEMMA_9B, _GEMMA_9B),

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from xattn.counts import (
-    Matrix,
     decoder_flops,
     decoder_matrices,
     encoder_flops,
@@ -37,7 +36,7 @@ UTILISATION = 0.4
 RANK = 16
 WEIGHT_BYTES, GRADIENT_BYTES, OPTIMISER_BYTES = 2, 2, 12
 """Of bfloat16 weights; of AdamW: a float32 weight and two moments."""
-MOST_TOKENS = 10**15
+MOST_TOKENS, MOST_LENGTH = 10**15, 10**7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,11 @@ class Data:
     """Examples on each machine at a time."""
 
     def __post_init__(self) -> None:
-        bounds = {"tokens": MOST_TOKENS, "source_length": 10**7, "target_length": 10**7, "batch": 10**6}
-        for name, most in bounds.items():
+        lengths = {"source_length": MOST_LENGTH, "target_length": MOST_LENGTH, "batch": MOST_LENGTH}
+        for name, most in ({"tokens": MOST_TOKENS} | lengths).items():
             value = getattr(self, name)
-            require(
-                is_whole(value, 1) and value <= most, name, f"a whole number from 1 to {most}", value
-            )
+            fits = is_whole(value, 1) and value <= most
+            require(fits, name, f"a whole number from 1 to {most}", value)
 
     @property
     def examples(self) -> float:
@@ -160,9 +158,7 @@ def grafted(spec: ModelSpec, every: int) -> ModelSpec:
     layers = tuple(n % every == every - 1 for n in range(decoder.layers))
     cross = replace(decoder.self_attention, rotary=False)
     placement = Placement(layers=layers, kind="gated")
-    graft = replace(
-        decoder, placement=placement, cross_attention=cross, memory_width=decoder.width
-    )
+    graft = replace(decoder, placement=placement, cross_attention=cross, memory_width=decoder.width)
     return replace(spec, decoder=graft)
 
 

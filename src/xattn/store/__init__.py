@@ -1,6 +1,6 @@
 """Memories at rest: content-addressed, in tiers, safe among many processes."""
 
-from xattn.store.codecs import CODECS
+from xattn.counts import CODECS
 from xattn.store.index import Row
 from xattn.store.store import MemoryStore
 from xattn.store.tiers import StoreCounters

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.counts import CODECS, INT4_GROUP, KV_BLOCK, CodecName
+from xattn.counts import CODECS, INT4_GROUP, CodecName
 from xattn.errors import CorruptEntryError, require
 
 LOSSLESS: CodecName = "float32"

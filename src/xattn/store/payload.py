@@ -28,20 +28,11 @@ from blake3 import blake3
 from safetensors.torch import save
 from torch import Tensor
 
+from xattn.counts import CODECS, KV_BLOCK, CodecName
 from xattn.errors import CorruptEntryError, StoreError, StoreFormatError, is_number, is_whole
 from xattn.memory import Memory, MemoryKey, SpanTable, bytes_of, digest_of
 from xattn.store import files
-from xattn.store.codecs import (
-    CODECS,
-    FLOATS,
-    KV_BLOCK,
-    CodecError,
-    CodecName,
-    decode,
-    encode,
-    error_of,
-    through,
-)
+from xattn.store.codecs import FLOATS, CodecError, decode, encode, error_of, through
 
 FORMAT = 1
 DTYPES = {**FLOATS}

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from xattn.counts import CODECS, CodecName
 from xattn.errors import (
     CorruptEntryError,
     EntryNotFoundError,
@@ -29,7 +30,7 @@ from xattn.errors import (
 )
 from xattn.memory import Memory, MemoryKey
 from xattn.store import bundle, files
-from xattn.store.codecs import CODECS, LOSSLESS, CodecName
+from xattn.store.codecs import LOSSLESS
 from xattn.store.disk import Disk, require_digest
 from xattn.store.index import Row
 from xattn.store.payload import Payload, pack

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from xattn.counts import CodecName
 from xattn.errors import (
     CorruptEntryError,
     StoreError,
@@ -17,7 +18,6 @@ from xattn.errors import (
 )
 from xattn.memory import Memory
 from xattn.store import files
-from xattn.store.codecs import CodecName
 from xattn.store.cold import Cold
 from xattn.store.disk import Disk, Stamp, every_row, every_tenant, sweep, trim_quarantine
 from xattn.store.index import Index, Row
