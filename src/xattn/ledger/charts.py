@@ -25,8 +25,6 @@ def draw_ledger(ledger: Ledger, path: Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
         raise UsageError(f"a picture must end in {wanted}, but {str(path)!r} does not.")
-            f"a picture must end in {', '.join(SUFFIXES)}, but {str(path)!r} does not."
-        )
     rows = [row for row in ledger.rows if row.resident and row.bytes]
     rows.sort(key=lambda row: row.bytes)
     figure = new_figure(8.5, 1.2 + 0.42 * len(rows))
