@@ -37,9 +37,6 @@ SCRATCH_BYTES = 2**20
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
-SCALE_BYTES = 4
-"""Of what a step of a row of int8 is worth."""
-
 FIRST_CAPACITY = 32
 """Tokens that a self-attention cache has room for at first."""
 
@@ -409,7 +406,8 @@ class DecoderSpec(StackSpec):
             attention = self.cross_attention
             rows = 2 * self.placement.count * attention.kv_heads
             width = attention.head_width
-        per_row = width + SCALE_BYTES if is_narrow(form) else width * dtype_bytes(dtype)
+        size = dtype_bytes(dtype)
+        per_row = width + size if is_narrow(form) else width * size  # int8, and a scale
         return positions * rows * per_row
 
     def memory_bytes(
@@ -422,7 +420,9 @@ class DecoderSpec(StackSpec):
         if not is_narrow(form):
             return self.self_cache_bytes(positions, dtype=dtype)
         own = self.self_attention
-        return positions * 2 * self.self_layers * own.kv_heads * (own.head_width + SCALE_BYTES)
+        return (
+            positions * 2 * self.self_layers * own.kv_heads * (own.head_width + dtype_bytes(dtype))
+        )
 
     def step_bytes(self, tokens: int, logits: int, seen: int, positions: int) -> int:
         """Room for one pass over ``tokens``, of which ``logits`` get logits: an upper bound.
