@@ -146,7 +146,7 @@ class Model:
         language: str | None = None,
         sample_rate: int | None = None,
     ) -> list[Memory]:
-        """One memory per source; texts share one padded encoder pass."""
+        """One memory per source; texts go through the encoder in packs, without padding."""
         return self.encode_prepared(
             self.prepare_batch(sources, language=language, sample_rate=sample_rate)
         )
@@ -193,7 +193,7 @@ class Model:
         )
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
-        """The memories of prepared sources; texts share one padded encoder pass."""
+        """The memories of prepared sources; texts go through the encoder in packs, without padding."""
         return encode(self.network, prepared)
 
     def remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
