@@ -193,7 +193,7 @@ class Model:
         )
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
-        """The memories of prepared sources; texts go through the encoder in packs, without padding."""
+        """The memories of prepared sources; texts go through the encoder in packs, unpadded."""
         return encode(self.network, prepared)
 
     def remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
