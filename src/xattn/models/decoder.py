@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 
     def logits_of(self, hidden_RD: Tensor, tokens: Sequence[int]) -> Tensor:
         """[R, D] -> [R, V], float32: the logits of some tokens, and -inf for all others."""
-        ids = torch.tensor(tokens, device=hidden_RD.device)
+        ids = torch.tensor(tokens, dtype=torch.long, device=hidden_RD.device)
         full_RV = hidden_RD.new_full(
             (len(hidden_RD), self.spec.vocab_size), float("-inf"), dtype=torch.float32
         )
