@@ -137,10 +137,9 @@ class CompiledDecoder:
         if spec.position.kind == "relative":
             # Farther keys than the last bucket begins are all in it.
             distances = torch.arange(spec.position.max_distance + 1)
-            bias_1H1C = decoder.relative_bias(torch.zeros(1, 1, dtype=torch.long), -distances)
-            relative_HC = bias_1H1C[0, :, 0].detach().contiguous()
-            described.relative = self._address(relative_HC)
-            described.distances = relative_HC.shape[1]
+            described.relative = self._address(decoder.relative_bias.weight)
+            described.bucket_of = self._address(decoder.relative_bias.bucket(-distances).int())
+            described.distances = len(distances)
         return described
 
     def _layer(self, layer: DecoderLayer) -> structs.Layer:

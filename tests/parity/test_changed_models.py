@@ -1,0 +1,56 @@
+"""What becomes of a model after its first step shows in the next ones, with kernels as without."""
+
+import pytest
+import torch
+from pairs import memory_of, random_tokens
+
+from xattn.models.build import build
+from xattn.models.formats import huggingface
+
+WIDTH = 32
+
+
+@pytest.fixture
+def network_of(pairs):
+    """A network of its own for a test that changes it."""
+
+    def make(name, **options):
+        return build(huggingface.read(pairs(name).directory, name), **options)
+
+    return make
+
+
+def states_of(positions=9):
+    return torch.randn(positions, WIDTH, generator=torch.Generator().manual_seed(5))
+
+
+def begun(network, states_SD=None, form="materialized", *, kernels=True):
+    """Two rows that read one memory."""
+    network.use_kernels = kernels
+    memory = memory_of(states_of() if states_SD is None else states_SD, "the one")
+    return network.start([(memory,)] * 2, form=form)
+
+
+def logits(network, state=None):
+    """After a few steps of two rows."""
+    state = begun(network) if state is None else state
+    return torch.stack([network.step(random_tokens(2, 4, seed=n), state) for n in range(4)])
+
+
+def assert_changed(network, before):
+    after = logits(network)
+    by_torch = logits(network, begun(network, kernels=False))
+    torch.testing.assert_close(after, by_torch, atol=2e-4, rtol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["relative_bias", "embed", "layers.0.self_norm", "layers.1.self_attn.q", "layers.0.ffn.up"],
+)
+def test_weights_that_change_in_place(network_of, name):
+    network = network_of("t5")
+    before = logits(network)
+    weight = network.decoder.get_submodule(name).weight
+    weight.data.add_(torch.linspace(0.5, 3.0, weight.numel()).view(weight.shape))
+    assert_changed(network, before)
