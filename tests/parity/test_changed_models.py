@@ -54,3 +54,32 @@ def test_weights_that_change_in_place(network_of, name):
     weight = network.decoder.get_submodule(name).weight
     weight.data.add_(torch.linspace(0.5, 3.0, weight.numel()).view(weight.shape))
     assert_changed(network, before)
+
+
+@pytest.mark.parametrize("name", ["layers.0.ffn", "layers.1.self_attn.q", "layers.0.cross_norm"])
+def test_a_module_with_another_forward(network_of, name):
+    network = network_of("t5")
+    before = logits(network)
+    module = network.decoder.get_submodule(name)
+    forward = module.forward
+    module.forward = lambda x: 2 * forward(x)
+    assert_changed(network, before)
+    del module.forward
+    torch.testing.assert_close(logits(network), before)
+
+
+class Twice(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def test_a_module_that_another_stands_for(network_of):
+    network = network_of("t5")
+    before = logits(network)
+    layer = network.decoder.layers[0]
+    layer.ffn = Twice(layer.ffn)
+    assert_changed(network, before)

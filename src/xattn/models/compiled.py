@@ -17,6 +17,7 @@ from xattn.models.decoder import Decoder, DecoderLayer, Head
 from xattn.models.layers import ACTIVATIONS, Attention, FeedForward, RMSNorm
 from xattn.models.narrow import NarrowEmbedding, NarrowLinear, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias
+from xattn.models.products import is_changed
 from xattn.models.state import DecodeState, Projection
 from xattn.native import Library, library, structs
 
@@ -362,8 +363,8 @@ def compiled(decoder: Decoder) -> CompiledDecoder | None:
 def obstacle(decoder: Decoder) -> str | None:
     """Why the kernels cannot run this decoder, or None where they can."""
     for name, module in decoder.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name or 'the decoder'} has a hook"
+        if is_changed(module):
+            return f"{name or 'the decoder'} has a hook, or a forward of its own"
         if type(module) not in KNOWN:
             return f"{name} is a {type(module).__name__}"
     for name, tensor in (*decoder.named_parameters(), *decoder.named_buffers()):
@@ -377,9 +378,9 @@ def obstacle(decoder: Decoder) -> str | None:
 
 
 def places_of(decoder: Decoder) -> tuple[int, ...]:
-    """Where the weights are: changes when one is replaced by another, or a hook is set."""
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in decoder.modules())
-    return hooks, *(t.data_ptr() for t in (*decoder.parameters(), *decoder.buffers()))
+    """Where the weights are: changes when one is replaced, or what calling a module does."""
+    others = sum(is_changed(m) or type(m) not in KNOWN for m in decoder.modules())
+    return others, *(t.data_ptr() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
 def _activation(ffn: FeedForward) -> str:
