@@ -1,5 +1,7 @@
 """What becomes of a model after its first step shows in the next ones, with kernels as without."""
 
+import copy
+
 import pytest
 import torch
 from pairs import memory_of, random_tokens
@@ -83,3 +85,27 @@ def test_a_module_that_another_stands_for(network_of):
     layer = network.decoder.layers[0]
     layer.ffn = Twice(layer.ffn)
     assert_changed(network, before)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_copy_is_a_model_of_its_own(network_of, quantize):
+    network = network_of("t5", quantize=quantize)
+    kept = network.project(memory_of(states_of(), "kept"), form="absorbed")
+    before = logits(network)
+    other = copy.deepcopy(network)
+    torch.testing.assert_close(logits(other), before)
+    other.decoder.final_norm.weight.data.mul_(2)
+    torch.testing.assert_close(logits(other), 2 * before)
+    torch.testing.assert_close(logits(network), before)
+    assert kept.segments[0].k_weight_GKD.data_ptr() not in {
+        s.k_weight_GKD.data_ptr() for s in other.project(kept.memories[0], form="absorbed").segments
+    }
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_copied_state_goes_on_by_itself(network_of, kernels):
+    network = network_of("t5")
+    state = begun(network, kernels=kernels)
+    logits(network, state)
+    other = copy.deepcopy(state)
+    torch.testing.assert_close(logits(network, other), logits(network, state))

@@ -10,6 +10,7 @@ Axes: O outputs, I inputs, P panels of 16 outputs, Q quads of 4 inputs.
 """
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,10 @@ class NarrowLinear(nn.Module):
         self.matrix = NarrowMatrix(linear.weight.detach(), careful=careful)
         self.bias = linear.bias
         self._wide: weakref.ref[Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this one's matrix."""
+        return {**vars(self), "_wide": None}
 
     @property
     def weight(self) -> Tensor:

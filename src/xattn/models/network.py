@@ -10,6 +10,7 @@ frames, M mel bins.
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,10 @@ class Network(nn.Module):
         self.use_kernels = True
         """Decode through the compiled kernels, where they fit this model; else by torch alone."""
         self._compiled: CompiledDecoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what holds addresses: a copy describes its own weights to the kernels."""
+        return {**vars(self), "_compiled": None}
 
     @property
     def device(self) -> torch.device:
