@@ -109,3 +109,15 @@ def test_a_copied_state_goes_on_by_itself(network_of, kernels):
     logits(network, state)
     other = copy.deepcopy(state)
     torch.testing.assert_close(logits(network, other), logits(network, state))
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed", "absorbed-int8"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_states_that_lie_strided(network_of, form, kernels):
+    network = network_of("t5")
+    strided = states_of().T.contiguous().T
+    got, want = (
+        logits(network, begun(network, states, form, kernels=kernels))
+        for states in (strided, states_of())
+    )
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
