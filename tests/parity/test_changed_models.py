@@ -6,6 +6,7 @@ import pytest
 import torch
 from pairs import memory_of, random_tokens
 
+from xattn.errors import UsageError
 from xattn.models.build import build
 from xattn.models.formats import huggingface
 
@@ -121,3 +122,21 @@ def test_states_that_lie_strided(network_of, form, kernels):
         for states in (strided, states_of())
     )
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_token_ids_are_looked_at(network_of, kernels, quantize):
+    network = network_of("t5", quantize=quantize)
+    ids = [[5, 7], [9, 98]]
+    want = network.step(torch.tensor(ids), begun(network, kernels=kernels))
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        got = network.step(torch.tensor(ids, dtype=dtype), begun(network, kernels=kernels))
+        torch.testing.assert_close(got, want)
+    state = begun(network, kernels=kernels)
+    for token in (-1, 99, 2**40):
+        for feed in (network.step, network.step_all):
+            with pytest.raises(UsageError, match=f"token ids from 0 to 98, but is {token} instead"):
+                feed(torch.tensor([[5, 7], [9, token]]), state)
+    with pytest.raises(UsageError, match="whole"):
+        network.step(torch.tensor([[5.0], [7.0]]), state)
