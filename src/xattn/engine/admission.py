@@ -44,6 +44,9 @@ class Bounds:
         require(fits, "capacity_bytes", "a whole number, at least 1, or None", capacity)
         require(is_whole(self.max_rows, 1), "max_rows", "at least 1", self.max_rows)
         require(is_whole(self.max_queue, 1), "max_queue", "at least 1", self.max_queue)
+        for name in ("capacity_bytes", "max_rows", "max_queue"):
+            value = getattr(self, name)  # numpy's whole numbers wrap where they are added
+            object.__setattr__(self, name, None if value is None else int(value))
 
 
 class Admission:
