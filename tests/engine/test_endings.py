@@ -2,11 +2,13 @@
 
 import threading
 import time
+from fractions import Fraction
 
 import pytest
 from driven import Driven
 
 import xattn
+from xattn.engine import worker
 from xattn.errors import (
     DeadlineError,
     EngineClosedError,
@@ -190,6 +192,32 @@ def test_a_decoder_that_fails_ends_everything_and_nobody_waits(bart, monkeypatch
     engine.close()
     assert engine.stats().held_bytes == 0
     assert not any(thread.name == "xattn-engine" for thread in threading.enumerate())
+
+
+def test_an_error_between_two_steps_leaves_nobody_waiting(load, monkeypatch):
+    """Also those that were out of the queue already when it was raised."""
+
+    def ending(_):
+        raise RuntimeError("between two steps")
+
+    monkeypatch.setattr(worker, "_ending", ending)
+    engine = xattn.Engine(load("t5"), max_rows=1)
+    tickets = [engine.submit([5, 6, 7 + n], **FOREVER) for n in range(4)]
+    tickets[2].cancel()
+    tickets[1].cancel()
+    for ticket in tickets:
+        with pytest.raises(RuntimeError, match="between two steps"):
+            ticket.result(30)
+    engine.close()
+    stats = engine.stats()
+    assert (stats.running, stats.queued, stats.held_bytes) == (0, 0, 0)
+
+
+def test_a_deadline_is_any_number_of_seconds(load):
+    with xattn.Engine(load("t5")) as engine:
+        ticket = engine.submit([5, 6], deadline_seconds=Fraction(1, 100), **FOREVER)
+        with pytest.raises(DeadlineError, match=r"0\.01"):
+            ticket.result(30)
 
 
 def test_logits_that_are_no_numbers_end_one_request(bart, monkeypatch):

@@ -100,9 +100,8 @@ class Engine:
             prompt=prompt, language=language, target_language=target_language, task=task
         )
         job = self._worker.desk.job(memory, question, settings)
-        self._worker.submit(
-            job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds
-        )
+        seconds = None if deadline_seconds is None else float(deadline_seconds)
+        self._worker.submit(job, tenant=tenant, priority=int(priority), deadline_seconds=seconds)
         return job.ticket
 
     async def generate(

@@ -131,6 +131,12 @@ class Memories:
                 del self._held[entry.identity]
                 self._drop(entry)
 
+    def clear(self) -> None:
+        """Let everything go."""
+        for entry in self._held.values():
+            self._drop(entry)
+        self._held.clear()
+
     def drop_unread(self, kept: Sequence[Shared]) -> None:
         """Let go what only requests in the queue want; it is made again when they begin."""
         for entry in self._unread(kept):

@@ -41,6 +41,8 @@ class Worker:
         self.desk = Desk(model, self._memories)
         self.scheduler: Scheduler[Job] = Scheduler()
         self._running: list[Job] = []
+        self._unanswered: dict[Job, None] = {}
+        """All that were taken, in their order, until their callers are told."""
         self._flight = Flight(model.network, form)
         self._prompts: list[Job] = []
         """Jobs whose prompts are read apart from the others, one after the other."""
@@ -76,6 +78,7 @@ class Worker:
                 self._counts["refused"] += 1
                 raise
             job.reads = self._memories.want(job.reads)
+            self._unanswered[job] = None
             self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.cost)
             self._counts["submitted"] += 1
             self._look = True
@@ -229,17 +232,28 @@ class Worker:
         else:
             assert error is not None
             job.ticket.fail(error)
+        with self.lock:
+            self._unanswered.pop(job, None)
 
     def fail_all(self, error: BaseException) -> None:
-        """The engine is over: so is everything in it."""
+        """The engine is over: so is everything in it, and nobody is left to wait."""
         with self.lock:
             self.closed = self.closed or error
-            gone = [*self.scheduler.remove(lambda _: True), *self._running]
+            self.scheduler.remove(lambda _: True)
+            gone = list(self._unanswered)
         self._flight.clear()
         self._apart.clear()
         self._prompts = []
         for job in gone:
-            self._end(job, Landing(job, error=error))
+            try:
+                self._end(job, Landing(job, error=error))
+            except Exception:  # noqa: BLE001  (what went wrong may have left the counts half done)
+                if not job.ticket.done:
+                    job.ticket.fail(error)
+        with self.lock:
+            self._running.clear()
+            self._unanswered.clear()
+            self._memories.clear()
 
     def wait(self) -> None:
         """Until there is something to do, or the engine is closed."""
