@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from xattn.decoding.asking import Question
@@ -57,9 +58,9 @@ class Job:
         """Tokens of each row that the decoder is fed at most: all but the last."""
         return len(self.prompt) + self.plan.limits[0] - 1
 
-    @property
+    @cached_property
     def cost(self) -> int:
-        """Rows times steps that it takes at most, beside its prompt."""
+        """Rows times steps that it takes at most, beside its prompt; once, it is given back."""
         return self.rows * self.plan.limits[0]
 
     @property

@@ -218,7 +218,7 @@ class Worker:
             self._memories.end(job.reads, begun=job.begun)
             if job.begun:
                 self._running.remove(job)
-                self.scheduler.end(job.tenant, unused=job.cost - job.used)
+                self.scheduler.end(job.tenant, job.priority, cost=job.cost, used=job.used)
             self._look = True
             error, answer = landing.error, None
             if landing.found is not None:
