@@ -92,7 +92,7 @@ class Memories:
             memory=memory,
         )
         if memory is not None:
-            kept = self._model.pins.instead_of(memory, self._form)
+            [kept] = self._model.pins.instead_of([memory], self._form)
             if isinstance(kept, Projection):
                 entry.pinned, entry.predicted_bytes = kept, 0
         return entry
@@ -174,12 +174,11 @@ class Memories:
         encoded = self._model.remembered(sources) if sources else []
         for entry, memory in zip(raw, encoded, strict=True):
             entry.memory = memory
-        for entry in new.values():
-            assert entry.memory is not None
-            kept = self._model.pins.instead_of(entry.memory, self._form)
-            if isinstance(kept, Projection):
-                entry.pinned = kept
+        memories = [entry.memory for entry in new.values() if entry.memory is not None]
+        kept = self._model.pins.instead_of(memories, self._form)
+        for entry, memory, found in zip(new.values(), memories, kept, strict=True):
+            if isinstance(found, Projection):
+                entry.pinned = found
             else:
-                network = self._model.network
-                entry.own_projection = network.project(entry.memory, form=self._form)
-            entry.in_use.enter_context(self._model.in_use([entry.memory]))
+                entry.own_projection = self._model.network.project(memory, form=self._form)
+            entry.in_use.enter_context(self._model.in_use([memory]))

@@ -101,7 +101,7 @@ class Network(nn.Module):
     @property
     def decoder_stamp(self) -> str:
         """Changes whenever a weight of the decoder does, and what it projected is stale."""
-        return stamp_of(self.decoder.parameters())
+        return stamp_of(self.decoder.state_dict(keep_vars=True).values())
 
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
