@@ -2,9 +2,11 @@
 
 import random
 
+import numpy as np
 import pytest
 from driven import Driven, source_of
 
+import xattn
 from xattn.errors import CapacityError, PromptError, QueueFullError, UsageError
 from xattn.spec import FORMS, is_absorbed
 
@@ -107,6 +109,20 @@ def test_a_full_queue_refuses(bart):
     assert len({ticket.result(0).tokens for ticket in tickets}) == 1
 
 
+def test_numbers_of_numpy_count_as_python_s_own(load):
+    """They wrap: what was foretold was less than nothing, and everything fitted."""
+    driven = Driven(load("t5"), capacity_bytes=np.int32(2**31 - 1))
+    settings = dict(max_new_tokens=np.int32(2_000_000), num_beams=np.int8(2), eos_token_id=())
+    with pytest.raises(CapacityError, match="2 rows of 2000000 tokens"):
+        driven.submit([5, 6], **settings)
+    with xattn.Engine(load("t5"), max_rows=np.uint8(1)) as engine:
+        few = dict(max_new_tokens=np.uint8(3), eos_token_id=np.int64(3))
+        tickets = [engine.submit([5, 6], priority=np.uint8(n), **few) for n in range(4)]
+        assert all(ticket.result(30) for ticket in tickets)
+        assert type(tickets[0].settings.max_new_tokens) is int
+        assert tickets[0].settings.eos_token_id == (3,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
@@ -125,8 +141,6 @@ def test_a_full_queue_refuses(bart):
     ],
 )
 def test_what_is_wrong_is_said_at_once(bart, arguments, error, said):
-    import xattn
-
     with xattn.Engine(bart) as engine:
         with pytest.raises(error, match=said):
             engine.submit(**arguments)
@@ -144,8 +158,6 @@ def test_what_is_wrong_is_said_at_once(bart, arguments, error, said):
     ],
 )
 def test_bounds_that_are_none(bart, arguments, said):
-    import xattn
-
     with pytest.raises(UsageError, match=said):
         xattn.Engine(bart, **arguments)
     with pytest.raises(UsageError, match="model"):
