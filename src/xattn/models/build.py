@@ -81,10 +81,10 @@ def _make_narrow(network: Network) -> None:
         if isinstance(getattr(stack, "embed", None), nn.Embedding):
             weight = stack.embed.weight
             if id(weight) not in tables:
-                tables[id(weight)] = NarrowEmbedding(NarrowMatrix(weight.detach()))
+                tables[id(weight)] = NarrowEmbedding(NarrowMatrix.of(weight.detach()))
             stack.register_module("embed", tables[id(weight)])
     if decoder.head.weight is not None:
-        decoder.head.matrix = NarrowMatrix(decoder.head.weight.detach())
+        decoder.head.matrix = NarrowMatrix.of(decoder.head.weight.detach())
         decoder.head.weight = None
 
 

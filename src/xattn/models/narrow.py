@@ -22,6 +22,8 @@ PANEL, QUAD = 16, 4
 LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""
+GATHERED = 64
+"""Outputs are gathered where they are one in so many; else it is quicker to compute all."""
 
 
 class NarrowMatrix(nn.Module):
@@ -30,12 +32,11 @@ class NarrowMatrix(nn.Module):
     It is laid out ``[P, Q, 16, 4]``: the order in which VNNI's dot products read it.
     """
 
-    def __init__(self, weight_OI: Tensor, *, careful: bool = False) -> None:
+    def __init__(self, steps_OI: Tensor, scales_O: Tensor, *, careful: bool = False) -> None:
+        """Of the integers ``[O, I]`` and what a step of each output is worth."""
         super().__init__()
-        self.out_features, self.in_features = weight_OI.shape
+        self.out_features, self.in_features = steps_OI.shape
         self.careful = careful
-        scales_O = weight_OI.abs().amax(dim=1).float() / LIMIT
-        steps_OI = (weight_OI / scales_O.clamp(min=1e-30)[:, None]).round().to(torch.int8)
         P, Q = -(-self.out_features // PANEL), -(-self.in_features // QUAD)
         full = steps_OI.new_zeros(P * PANEL, Q * QUAD)
         full[: self.out_features, : self.in_features] = steps_OI
@@ -50,6 +51,13 @@ class NarrowMatrix(nn.Module):
     scales_O: Tensor
     sums_O: Tensor
 
+    @classmethod
+    def of(cls, weight_OI: Tensor, *, careful: bool = False) -> "NarrowMatrix":
+        """The nearest to a matrix of floats."""
+        scales_O = weight_OI.abs().amax(dim=1).float() / LIMIT
+        steps_OI = (weight_OI / scales_O.clamp(min=1e-30)[:, None]).round().to(torch.int8)
+        return cls(steps_OI, scales_O, careful=careful)
+
     def steps(self) -> Tensor:
         """The integers ``[O, I]``, int8."""
         flat = self.panels_PQ64.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -61,8 +69,12 @@ class NarrowMatrix(nn.Module):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[..., I]`` in float32."""
+        return self._steps_of(ids).float() * self.scales_O[ids].unsqueeze(-1)
+
+    def _steps_of(self, ids: Tensor) -> Tensor:
+        """The integers of rows ``[..., I]``, int8."""
         steps = self.panels_PQ64[ids // PANEL, :, ids % PANEL].flatten(-2)
-        return steps[..., : self.in_features].float() * self.scales_O[ids].unsqueeze(-1)
+        return steps[..., : self.in_features]
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias``: ``[..., I] -> [..., O]``, float32."""
@@ -85,6 +97,13 @@ class NarrowMatrix(nn.Module):
             torch.get_num_threads(),
         )
         return found.view(*x.shape[:-1], self.out_features)
+
+    def product_of(self, x: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        """Of that product the outputs ``ids [I]``, and the same numbers: ``[..., I]``."""
+        if len(ids) * GATHERED > self.out_features:
+            return self.product(x, bias)[..., ids]
+        few = NarrowMatrix(self._steps_of(ids), self.scales_O[ids], careful=self.careful)
+        return few.product(x, None if bias is None else bias[ids])
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same in torch: the integers are small enough for float32 to add them exactly."""
@@ -117,7 +136,7 @@ class NarrowLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, *, careful: bool = False) -> None:
         super().__init__()
-        self.matrix = NarrowMatrix(linear.weight.detach(), careful=careful)
+        self.matrix = NarrowMatrix.of(linear.weight.detach(), careful=careful)
         self.bias = linear.bias
         self._wide: weakref.ref[Tensor] | None = None
 
