@@ -53,11 +53,10 @@ class Engine:
     ) -> None:
         require(isinstance(model, Model), "model", "what xattn.load returned", model)
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
-        decoder = model.spec.decoder
         if is_absorbed(form):
-            decoder.require_absorbable()
+            model.spec.decoder.require_absorbable()
         bounds = Bounds(capacity_bytes=capacity_bytes, max_rows=max_rows, max_queue=max_queue)
-        self._worker = Worker(model, form, Admission(decoder, model.network.dtype, bounds))
+        self._worker = Worker(model, form, Admission(model.network, form, bounds))
         self._thread = threading.Thread(
             target=_work, args=(self._worker,), name="xattn-engine", daemon=True
         )

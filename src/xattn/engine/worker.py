@@ -5,10 +5,11 @@ import time
 
 import torch
 
-from xattn.engine.admission import CHUNK, Admission, Bytes
+from xattn.engine.admission import Admission, Bytes
 from xattn.engine.flight import Flight, Landing
 from xattn.engine.job import Desk, Job
 from xattn.engine.memories import Memories
+from xattn.engine.room import CHUNK, SHORT_PROMPT
 from xattn.engine.scheduler import Scheduler
 from xattn.engine.stats import EngineStats
 from xattn.errors import (
@@ -22,8 +23,6 @@ from xattn.errors import (
 from xattn.model import Model
 from xattn.spec import Form
 
-SHORT_PROMPT = 8
-"""Tokens of a prompt that are worth no step of their own while other rows are in flight."""
 ENCODED_AT_ONCE = 2048
 """Positions that are encoded between two steps, if one source is no longer."""
 
