@@ -1,7 +1,9 @@
 """Requests that end before they are done, and engines that do."""
 
+import gc
 import threading
 import time
+import weakref
 from fractions import Fraction
 
 import pytest
@@ -12,6 +14,7 @@ from xattn.engine import worker
 from xattn.errors import (
     DeadlineError,
     EngineClosedError,
+    EngineError,
     RequestCancelledError,
     UsageError,
     XattnError,
@@ -194,10 +197,110 @@ def test_a_decoder_that_fails_ends_everything_and_nobody_waits(bart, monkeypatch
     assert not any(thread.name == "xattn-engine" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_function_that_leaves_python_ends_its_own_request(bart, error):
+    def allowed(_, __):
+        raise error
+
+    driven = Driven(bart)
+    bad = driven.submit([5, 6], prefix_allowed_tokens_fn=allowed, **LONG)
+    good = driven.submit([5, 6], **LONG)
+    driven.finish()
+    assert bad.error is error
+    assert good.result(0).tokens == bart.generate([5, 6], **LONG).tokens
+
+
+def test_what_leaves_python_in_the_engine_is_an_error_to_all(bart, monkeypatch):
+    def step(*_, **__):
+        raise SystemExit(3)
+
+    monkeypatch.setattr(bart.network, "step", step)
+    engine = xattn.Engine(bart)
+    with pytest.raises(EngineError, match=r"SystemExit\(3\)"):
+        engine.submit([5, 6], **LONG).result(30)
+    engine.close()
+
+
+def test_a_function_cannot_wait_for_its_own_engine(bart):
+    """No step would be done meanwhile; what it tries instead is an error of its own request."""
+    with xattn.Engine(bart) as engine:
+        tries = [
+            lambda: engine.submit([5, 6], **LONG).result(),
+            lambda: engine.close(),
+            lambda: engine.abort(),
+        ]
+        for attempt in tries:
+
+            def allowed(_, __, attempt=attempt):
+                attempt()
+                return [20]
+
+            bad = engine.submit([5, 6], prefix_allowed_tokens_fn=allowed, **LONG)
+            with pytest.raises(UsageError, match="engine"):
+                bad.result(30)
+        assert engine.submit([5, 6], **LONG).result(30)
+
+
+def test_a_listener_that_fails_is_nobody_s_error(bart, caplog):
+    driven = Driven(bart)
+    ticket = driven.submit([5, 6], **LONG)
+    ticket.listen(lambda: [][0])
+    driven.finish()
+    assert len(ticket.result(0).tokens) == 60
+    assert "listener" in caplog.text
+
+
+def test_an_error_that_is_kept_keeps_no_caches(bart, monkeypatch):
+    plain, states = bart.network.step, []
+
+    def step(tokens_RT, state, **only):
+        states.append(weakref.ref(state))
+        own = plain(tokens_RT, state, **only)
+        raise RuntimeError(f"the machine is on fire after {len(own)}")
+
+    monkeypatch.setattr(bart.network, "step", step)
+    engine = xattn.Engine(bart)
+    tickets = [engine.submit([5, 6, 7 + n], **LONG) for n in range(3)]
+    for ticket in tickets:
+        with pytest.raises(RuntimeError, match="on fire"):
+            ticket.result(30)
+    engine.close()
+    gc.collect()
+    assert [ref() for ref in states] == [None]
+
+
+def test_what_was_cancelled_in_time_has_no_answer(bart):
+    """Also where its last token was chosen in the same turn."""
+    driven = Driven(bart)
+    ticket = driven.submit([5, 6], eos_token_id=(), max_new_tokens=3)
+    went_off = []
+    ticket.listen(lambda: went_off.append(ticket.cancel()) if len(ticket.tokens) == 3 else None)
+    driven.finish()
+    assert went_off[0]
+    with pytest.raises(RequestCancelledError, match="after 3 new tokens") as caught:
+        ticket.result(0)
+    assert len(caught.value.tokens) == 3
+    assert driven.worker.stats().cancelled == 1
+
+
+def test_what_was_chosen_before_an_abort_is_told(load):
+    engine = xattn.Engine(load("t5"), max_rows=2)
+    tickets = [engine.submit([5, 6, 7 + n], **FOREVER) for n in range(3)]
+    while not tickets[1].tokens:
+        time.sleep(0.001)
+    engine.abort()
+    for ticket in tickets:
+        with pytest.raises(RequestCancelledError, match=r"aborted after \d+ new") as caught:
+            ticket.result(0)
+        assert caught.value.tokens == ticket.tokens
+    assert tickets[0].tokens
+    assert not tickets[2].tokens
+
+
 def test_an_error_between_two_steps_leaves_nobody_waiting(load, monkeypatch):
     """Also those that were out of the queue already when it was raised."""
 
-    def ending(_):
+    def ending(*_):
         raise RuntimeError("between two steps")
 
     monkeypatch.setattr(worker, "_ending", ending)

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from driven import Driven
 
 import xattn
 from xattn.errors import DeadlineError, RequestCancelledError, UsageError
@@ -61,6 +62,21 @@ def test_a_stream_ends_with_what_its_request_ends_with(load):
             ticket.stream()
         with pytest.raises(DeadlineError):
             ticket.result(30)
+
+
+def test_a_stream_gives_its_last_text_before_its_error(speaker):
+    driven = Driven(speaker)
+    ticket = driven.submit("attention")
+    stream = ticket.stream("characters")
+    for _ in range(4):
+        driven.worker.turn()
+    ticket.cancel()
+    driven.finish()
+    with pytest.raises(RequestCancelledError):
+        read = [next(stream)]
+        while True:
+            read.append(next(stream))
+    assert "".join(read) == speaker.tokenizer.decode(list(ticket.tokens))
 
 
 def test_many_coroutines_share_an_engine(speaker):

@@ -14,7 +14,7 @@ from xattn.engine.admission import Admission, Bounds
 from xattn.engine.stats import EngineStats
 from xattn.engine.ticket import TextReader, Ticket
 from xattn.engine.worker import Worker
-from xattn.errors import EngineClosedError, RequestCancelledError, is_number, is_whole, require
+from xattn.errors import EngineClosedError, UsageError, is_number, is_whole, require
 from xattn.generation import Generation
 from xattn.inputs.text import Unit
 from xattn.memory import Memory
@@ -60,6 +60,7 @@ class Engine:
         self._thread = threading.Thread(
             target=_work, args=(self._worker,), name="xattn-engine", daemon=True
         )
+        self._worker.thread = self._thread
         self._thread.start()
         # An engine that is forgotten, or still open when Python ends, leaves no thread behind.
         self._forgotten = weakref.finalize(self, _stop, self._worker, self._thread)
@@ -158,6 +159,7 @@ class Engine:
 
     def close(self) -> None:
         """Take no more requests, answer all that were taken, and end."""
+        self._require_other_thread()
         with self._worker.lock:
             self._worker.closed = self._worker.closed or EngineClosedError("it was closed.")
             self._worker.news.notify_all()
@@ -166,7 +168,12 @@ class Engine:
 
     def abort(self) -> None:
         """Take no more requests, cancel all that were taken, and end."""
+        self._require_other_thread()
         self._forgotten()
+
+    def _require_other_thread(self) -> None:
+        if self._worker.runs_here():
+            raise UsageError("an engine cannot be closed by a function that it calls itself.")
 
     def __enter__(self) -> "Engine":
         return self
@@ -229,7 +236,7 @@ def _work(worker: Worker) -> None:
         while True:
             worker.wait()
             if worker.aborted:
-                worker.fail_all(RequestCancelledError("the engine was aborted."))
+                worker.abort_all()
             if worker.idle:
                 return
             worker.turn()

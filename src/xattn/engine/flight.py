@@ -195,7 +195,7 @@ HALF_EMPTY = 8
 def _allowed_of(job: Job) -> Sequence[int] | None:
     try:
         return job.course.allowed()
-    except Exception:  # noqa: BLE001  (a caller's own function, which fails in `advance` again)
+    except BaseException:  # noqa: BLE001  (a caller's own function, which fails in `advance` too)
         return None
 
 
@@ -208,5 +208,5 @@ def _chosen(job: Job, logits_RV: Tensor) -> tuple[Move | None, Landing | None]:
         if move is not None:
             return move, None
         return None, Landing(job, found=job.course.hypotheses()[0])
-    except Exception as error:  # noqa: BLE001  (it ends this job, and is raised to its caller)
+    except BaseException as error:  # noqa: BLE001  (it ends this job, and is raised to its caller)
         return None, Landing(job, error=error)

@@ -2,6 +2,8 @@
 
 import threading
 import time
+import traceback
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +14,7 @@ from xattn.engine.memories import Memories
 from xattn.engine.room import CHUNK, SHORT_PROMPT
 from xattn.engine.scheduler import Scheduler
 from xattn.engine.stats import EngineStats
+from xattn.engine.ticket import cancelled
 from xattn.errors import (
     CapacityError,
     DeadlineError,
@@ -53,6 +56,8 @@ class Worker:
         """Everything is to be cancelled."""
         self.closed: BaseException | None = None
         """Why no more requests are taken."""
+        self.thread: threading.Thread | None = None
+        """The one that takes the turns."""
 
     # Callers' threads
 
@@ -78,6 +83,7 @@ class Worker:
                 raise
             job.reads = self._memories.want(job.reads)
             self._unanswered[job] = None
+            job.ticket.is_answered_here = self.runs_here
             self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.cost)
             self._counts["submitted"] += 1
             self._look = True
@@ -108,6 +114,10 @@ class Worker:
     def idle(self) -> bool:
         """Nothing runs or waits."""
         return not self._running and not len(self.scheduler)
+
+    def runs_here(self) -> bool:
+        """Whether this is the thread that takes the turns."""
+        return self.thread is threading.current_thread()
 
     # The engine's thread
 
@@ -213,31 +223,45 @@ class Worker:
 
     def _end(self, job: Job, landing: Landing) -> None:
         """The job is over: nothing of it is kept, and its caller is told."""
+        error, answer = landing.error, None
+        if landing.found is not None:
+            try:
+                answer = self._model.answer(job.plan.requests[0], landing.found)
+            except Exception as failure:  # noqa: BLE001  (it is raised to the caller)
+                error = failure
+        if error is not None:
+            let_go_of_frames(error)
         with self.lock:
             self._memories.end(job.reads, begun=job.begun)
             if job.begun:
                 self._running.remove(job)
                 self.scheduler.end(job.tenant, job.priority, cost=job.cost, used=job.used)
             self._look = True
-            error, answer = landing.error, None
-            if landing.found is not None:
-                try:
-                    answer = self._model.answer(job.plan.requests[0], landing.found)
-                except Exception as failure:  # noqa: BLE001  (it is raised to the caller)
-                    error = failure
+            if answer is not None:
+                error = job.ticket.resolve(answer)
+            else:
+                assert error is not None
+                job.ticket.fail(error)
             self._counts[_count_of(error)] += 1
-        if answer is not None:
-            job.ticket.resolve(answer)
-        else:
-            assert error is not None
-            job.ticket.fail(error)
-        with self.lock:
             self._unanswered.pop(job, None)
 
     def fail_all(self, error: BaseException) -> None:
         """The engine is over: so is everything in it, and nobody is left to wait."""
+        let_go_of_frames(error)
+        if not isinstance(error, Exception):  # as an exit of the interpreter is nobody's answer
+            failed = EngineError(f"the engine failed: {error!r}")
+            failed.__cause__ = error
+            error = failed
+        self._end_all(error, lambda _: error)
+
+    def abort_all(self) -> None:
+        """Everything is called off."""
+        closed = EngineClosedError("it was aborted.")
+        self._end_all(closed, lambda job: _ending(job, "the engine was aborted"))
+
+    def _end_all(self, closed: BaseException, ending: Callable[[Job], BaseException]) -> None:
         with self.lock:
-            self.closed = self.closed or error
+            self.closed = self.closed or closed
             self.scheduler.remove(lambda _: True)
             gone = list(self._unanswered)
         self._flight.clear()
@@ -245,8 +269,8 @@ class Worker:
         self._prompts = []
         for job in gone:
             try:
-                self._end(job, Landing(job, error=error))
-            except Exception:  # noqa: BLE001  (what went wrong may have left the counts half done)
+                self._end(job, Landing(job, error=ending(job)))
+            except Exception as error:  # noqa: BLE001  (what is half done must not hide the others)
                 if not job.ticket.done:
                     job.ticket.fail(error)
         with self.lock:
@@ -276,17 +300,25 @@ def _is_over(job: Job, now: float) -> bool:
     return job.ticket.is_cancelled or now >= job.deadline
 
 
-def _ending(job: Job) -> EngineError:
-    """What such a job ends with."""
+def _ending(job: Job, why: str | None = None) -> EngineError:
+    """What such a job ends with; ``why``, where that is not its own doing."""
     ticket = job.ticket
     tokens = job.course.partial() if job.begun and not job.streams else ticket.tokens
+    if why is not None:
+        return cancelled(tokens, why)
     if ticket.is_cancelled:
-        return RequestCancelledError(
-            f"the request was cancelled after {len(tokens)} new tokens.", tokens
-        )
+        return cancelled(tokens)
     where = "while it was decoded" if job.begun else "while it waited"
     return DeadlineError(
         f"the request's deadline_seconds ({job.deadline_seconds:g}) ran out {where}, "
         f"after {len(tokens)} new tokens.",
         tokens,
     )
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """Who keeps an error keeps no caches, projections or logits of those who raised it."""
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
