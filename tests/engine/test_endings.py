@@ -12,6 +12,7 @@ from driven import Driven
 import xattn
 from xattn.engine import worker
 from xattn.errors import (
+    CapacityError,
     DeadlineError,
     EngineClosedError,
     EngineError,
@@ -62,6 +63,7 @@ def test_a_long_prompt_that_is_being_read_is_cancelled(load):
     long = driven.submit(None, [7] * 50, **LONG)
     other = driven.submit(None, [8] * 50, **LONG)
     driven.worker._let_in()
+    driven.worker._board(driven.worker._arrived())
     driven.worker._apart.board([driven.worker._prompts.pop(0)])
     long.cancel()
     driven.finish()
@@ -109,6 +111,45 @@ def test_waiting_has_an_end_and_the_request_goes_on(load):
         ticket.cancel()
         with pytest.raises(RequestCancelledError):
             ticket.result(30)
+
+
+def test_time_that_runs_out_while_a_source_is_encoded_is_noticed_before_a_step(bart, monkeypatch):
+    """A source at a time is encoded between two steps, and not one for a request that is over."""
+    monkeypatch.setattr(worker, "ENCODED_AT_ONCE", 4)
+    driven, encoded = Driven(bart), []
+    running = driven.submit(bart.encode([5, 6]), **LONG)
+    driven.worker.turn()
+    plain = bart.remembered
+
+    def remembered(sources):
+        encoded.append(len(sources))
+        for job in driven.worker._running:
+            if job.deadline_seconds is not None:
+                job.deadline_seconds = 1e-9
+        return plain(sources)
+
+    monkeypatch.setattr(bart, "remembered", remembered)
+    late = driven.submit([5, 6, 7], deadline_seconds=100, **LONG)
+    others = [driven.submit([5, 6, 8 + n], **LONG) for n in range(3)]
+    driven.worker.turn()
+    assert isinstance(late.error, DeadlineError)
+    assert encoded == [1]
+    others[0].cancel()
+    for turn in range(3):
+        driven.worker.turn()
+        assert len(running.tokens) == 3 + turn
+    assert encoded == [1, 1, 1]
+    driven.finish()
+    assert all(len(ticket.result(0).tokens) == 60 for ticket in others[1:])
+
+
+def test_what_does_not_fit_though_nothing_runs_is_not_waited_for(bart, monkeypatch):
+    driven = Driven(bart)
+    ticket = driven.submit([5, 6], **LONG)
+    monkeypatch.setattr(driven.admission, "fits", lambda *_: False)
+    assert driven.finish() == 1
+    with pytest.raises(CapacityError, match="does not fit"):
+        ticket.result(0)
 
 
 def test_closing_answers_what_was_taken(bart):
@@ -251,9 +292,10 @@ def test_a_listener_that_fails_is_nobody_s_error(bart, caplog):
 
 
 def test_an_error_that_is_kept_keeps_no_caches(bart, monkeypatch):
-    plain, states = bart.network.step, []
+    plain, states, handed_in = bart.network.step, [], threading.Event()
 
     def step(tokens_RT, state, **only):
+        handed_in.wait(30)
         states.append(weakref.ref(state))
         own = plain(tokens_RT, state, **only)
         raise RuntimeError(f"the machine is on fire after {len(own)}")
@@ -261,6 +303,7 @@ def test_an_error_that_is_kept_keeps_no_caches(bart, monkeypatch):
     monkeypatch.setattr(bart.network, "step", step)
     engine = xattn.Engine(bart)
     tickets = [engine.submit([5, 6, 7 + n], **LONG) for n in range(3)]
+    handed_in.set()
     for ticket in tickets:
         with pytest.raises(RuntimeError, match="on fire"):
             ticket.result(30)

@@ -72,10 +72,14 @@ def test_a_stream_gives_its_last_text_before_its_error(speaker):
         driven.worker.turn()
     ticket.cancel()
     driven.finish()
+    read = []
+
+    def follow():
+        for piece in stream:
+            read.append(piece)
+
     with pytest.raises(RequestCancelledError):
-        read = [next(stream)]
-        while True:
-            read.append(next(stream))
+        follow()
     assert "".join(read) == speaker.tokenizer.decode(list(ticket.tokens))
 
 

@@ -67,6 +67,45 @@ def test_a_pinned_projection_is_used(bart):
     assert counted(bart) == before
 
 
+def test_a_pin_that_is_taken_out_leaves_nothing_uncounted(bart):
+    memory = bart.encode([5, 9, 12, 31])
+    bart.pin_projection(memory)
+    driven = Driven(bart)
+    driven.submit(memory, **FULL)
+    driven.worker.turn()
+    bart.unpin_projection(memory)
+    assert 0 < driven.worker.held.memories
+    assert (
+        driven.worker.held.memories <= driven.admission.predicted(driven.worker._running).memories
+    )
+    driven.finish()
+
+
+def test_what_a_source_is_made_of_is_let_go_once_it_is_made(bart):
+    """Samples of a recording, say; not where it may have to be made again."""
+    driven = Driven(bart, max_rows=1)
+    driven.submit([5, 9, 12, 7], **FULL)
+    driven.worker.turn()
+    [entry] = driven.worker._memories._held.values()
+    assert entry.source is None
+    later = driven.submit([5, 9, 12, 7], **FULL)
+    assert entry.source is not None
+    driven.finish()
+    assert later.result(0)
+
+
+def test_a_source_that_was_let_go_while_it_was_handed_in_is_made_again(bart):
+    """Between a job's making and its submission the requests that share its memory may end."""
+    driven = Driven(bart)
+    first = driven.submit([5, 9, 12, 8], **FULL)
+    job = driven.job([5, 9, 12, 8], **FULL)
+    driven.finish()
+    driven.worker.submit(job, tenant="", priority=0, deadline_seconds=None)
+    driven.finish()
+    assert job.ticket.result(0).tokens == first.result(0).tokens
+    assert driven.worker.held.total == 0
+
+
 def test_sources_come_from_the_store(bart, tmp_path, monkeypatch):
     monkeypatch.setattr(bart, "store", MemoryStore(tmp_path / "store"))
     sources = [source_of(random.Random(n)) for n in range(4)]

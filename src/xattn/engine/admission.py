@@ -97,4 +97,3 @@ class Admission:
             return False
         capacity = self.bounds.capacity_bytes
         return capacity is None or self.predicted(together).total <= capacity
-

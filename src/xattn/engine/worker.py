@@ -9,8 +9,8 @@ import torch
 
 from xattn.engine.admission import Admission, Bytes
 from xattn.engine.flight import Flight, Landing
-from xattn.engine.job import Desk, Job
-from xattn.engine.memories import Memories
+from xattn.engine.job import Desk, Job, steps_for
+from xattn.engine.memories import Memories, Shared
 from xattn.engine.room import CHUNK, SHORT_PROMPT
 from xattn.engine.scheduler import Scheduler
 from xattn.engine.stats import EngineStats
@@ -26,7 +26,7 @@ from xattn.errors import (
 from xattn.model import Model
 from xattn.spec import Form
 
-ENCODED_AT_ONCE = 2048
+ENCODED_AT_ONCE = 512
 """Positions that are encoded between two steps, if one source is no longer."""
 
 
@@ -46,6 +46,8 @@ class Worker:
         self._unanswered: dict[Job, None] = {}
         """All that were taken, in their order, until their callers are told."""
         self._flight = Flight(model.network, form)
+        self._arriving: list[Job] = []
+        """Jobs that have begun, and whose memories are not all there."""
         self._prompts: list[Job] = []
         """Jobs whose prompts are read apart from the others, one after the other."""
         self._apart = Flight(model.network, form)
@@ -71,6 +73,7 @@ class Worker:
                 why = self.closed
                 raise EngineClosedError(f"the engine takes no requests: {why}") from why
             try:
+                brought, job.reads = job.reads, self._memories.found(job.reads)
                 self._admission.require_possible(job)
                 most = self._admission.bounds.max_queue
                 if len(self.scheduler) >= most:
@@ -81,7 +84,7 @@ class Worker:
             except (CapacityError, QueueFullError):
                 self._counts["refused"] += 1
                 raise
-            job.reads = self._memories.want(job.reads)
+            job.reads = self._memories.want(brought)
             self._unanswered[job] = None
             job.ticket.is_answered_here = self.runs_here
             self.scheduler.push(job, tenant=tenant, priority=priority, cost=job.cost)
@@ -126,6 +129,10 @@ class Worker:
         """One step of all that is in flight, and what comes before it."""
         self._let_go()
         self._let_in()
+        if self._arriving:
+            self._make_memories()
+            self._let_go()  # it may have taken long
+            self._board(self._arrived())
         self._read_prompts()
         for seat in self._flight.seats:
             seat.job.used += seat.rows
@@ -144,13 +151,13 @@ class Worker:
             if any(seat.job in gone for seat in flight.seats):
                 flight.drop(gone)
         self._prompts = [job for job in self._prompts if job not in gone]
+        self._arriving = [job for job in self._arriving if job not in gone]
         for job in gone:
             self._end(job, Landing(job, error=_ending(job)))
 
     def _let_in(self) -> None:
-        """Begin what fits, memories first."""
-        begun, encoded = [], 0
-        while self._look and encoded < ENCODED_AT_ONCE:
+        """Begin what fits, as long as there is not much to encode before it."""
+        while self._look and self._to_encode() < ENCODED_AT_ONCE:
             with self.lock:
                 job = self.scheduler.next(self._fits)
                 if job is None:
@@ -161,10 +168,23 @@ class Worker:
                 self._memories.begin(job.reads)
                 rows = sum(one.rows for one in self._running)
                 self._flight.limit(rows, max(one.tokens for one in self._running))
-            begun.append(job)
-            encoded += sum(shared.positions for shared in job.reads if not shared.ready)
-        if begun:
-            self._board(self._prepare(begun))
+            self._arriving.append(job)
+        if not self._running:
+            self._refuse_what_never_fits()
+
+    def _to_encode(self) -> int:
+        """Positions that those who have begun wait for."""
+        awaited = {shared for job in self._arriving for shared in job.reads if not shared.ready}
+        return sum(shared.positions for shared in awaited)
+
+    def _refuse_what_never_fits(self) -> None:
+        """What does not fit though nothing runs never will, whatever was foretold at first."""
+        with self.lock:
+            refused = {job for job in self.scheduler if not self._fits(job)}
+            self.scheduler.remove(refused.__contains__)
+        for job in refused:
+            error = CapacityError("the request does not fit any more, though nothing else runs.")
+            self._end(job, Landing(job, error=error))
 
     def _fits(self, job: Job) -> bool:
         if not self._admission.fits(self._running, job):
@@ -176,21 +196,50 @@ class Worker:
                 self._memories.drop_unread(job.reads)
         return True
 
-    def _prepare(self, jobs: list[Job]) -> list[Job]:
-        """Encode and project what they read; those for which it went well."""
-        if not jobs:
-            return []
+    def _make_memories(self) -> None:
+        """Encode and project some of what is awaited: one source, or several short ones."""
+        piece: dict[Shared, Job] = {}
+        for job in self._arriving:
+            for shared in job.reads:
+                if not shared.ready and shared not in piece:
+                    total = sum(one.positions for one in piece) + shared.positions
+                    if piece and total > ENCODED_AT_ONCE:
+                        break
+                    piece[shared] = job
+        for shared, job in piece.items():
+            if not shared.is_given:
+                job.used += steps_for(shared.positions)
+        failures = self._made(list(piece))
+        for job in [job for job in self._arriving if not failures.keys().isdisjoint(job.reads)]:
+            error = next(failures[shared] for shared in job.reads if shared in failures)
+            self._fail_arriving(job, error)
+
+    def _made(self, piece: list[Shared]) -> dict[Shared, Exception]:
+        """Make these; what went wrong, and with which."""
         try:
-            self._memories.make([shared for job in jobs for shared in job.reads])
-            for job in jobs:
-                if job.detects:
-                    self.desk.hear(job)
+            self._memories.make(piece)
         except Exception as error:  # noqa: BLE001  (it is raised to the callers)
-            if len(jobs) > 1:  # whose it was shows when each is alone
-                return [job for one in jobs for job in self._prepare([one])]
-            self._end(jobs[0], Landing(jobs[0], error=error))
-            return []
-        return jobs
+            if len(piece) == 1:
+                return {piece[0]: error}
+            # Whose it was shows when each is alone.
+            return {entry: failure for one in piece for entry, failure in self._made([one]).items()}
+        return {}
+
+    def _arrived(self) -> list[Job]:
+        """Those whose memories are all there, and whose prompts are known."""
+        ready = [job for job in self._arriving if all(shared.ready for shared in job.reads)]
+        for job in [job for job in ready if job.detects]:
+            try:
+                self.desk.hear(job)
+            except Exception as error:  # noqa: BLE001  (it is raised to the caller)
+                ready.remove(job)
+                self._fail_arriving(job, error)
+        self._arriving = [job for job in self._arriving if job not in ready]
+        return ready
+
+    def _fail_arriving(self, job: Job, error: Exception) -> None:
+        self._arriving.remove(job)
+        self._end(job, Landing(job, error=error))
 
     def _board(self, jobs: list[Job]) -> None:
         """Short prompts are read along with the steps of others, long ones apart from them."""
@@ -200,14 +249,18 @@ class Worker:
         self._prompts += [job for job in jobs if len(job.prompt) > SHORT_PROMPT]
 
     def _read_prompts(self) -> None:
-        """Some tokens of long prompts, one prompt after the other."""
+        """Some tokens of long prompts, one prompt after the other: whose it is to go first."""
         read = 0
         while read < CHUNK and (self._apart.seats or self._prompts):
             if not self._apart.seats:
-                job = self._prompts.pop(0)
+                job = min(self._prompts, key=self._rank)
+                self._prompts.remove(job)
                 self._apart.limit(1, len(job.prompt))
                 self._apart.board([job])
             read += self._read_on()
+
+    def _rank(self, job: Job) -> tuple[int, float]:
+        return -job.priority, self.scheduler.charged(job.tenant, job.priority)
 
     def _read_on(self) -> int:
         """Some tokens of the prompt that is being read, how many; its last is left to the step of
@@ -217,6 +270,7 @@ class Worker:
         self._apart.feed()
         seat.tokens.append(last)
         left = len(seat.tokens)
+        seat.job.used += steps_for(before - left)
         if left == 1:
             self._flight.absorb(self._apart)
         return before - left
@@ -266,7 +320,7 @@ class Worker:
             gone = list(self._unanswered)
         self._flight.clear()
         self._apart.clear()
-        self._prompts = []
+        self._prompts, self._arriving = [], []
         for job in gone:
             try:
                 self._end(job, Landing(job, error=ending(job)))

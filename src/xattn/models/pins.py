@@ -36,6 +36,10 @@ class Pins:
         """Let a projection go; whether there was one."""
         return self._held.pop((identity_of(memory), form), None) is not None
 
+    def keeps(self, projection: Projection) -> bool:
+        """Whether this very projection is kept; safe to ask from any thread."""
+        return any(pinned.projection is projection for pinned in list(self._held.values()))
+
     def forms_of(self, memory: Memory) -> list[Form]:
         """The forms that a memory is pinned in, as :meth:`instead_of` would find them."""
         if not self._held:
