@@ -30,7 +30,8 @@ NAMES = {
 
 FEW = 64
 """Tokens that are worth a step of kernels made for few; more are matrix products, torch's own."""
-
+ROWS = 128
+"""Rows of a token each that are: beyond, torch gains more at products than it loses at memories."""
 
 KNOWN = (
     *(Decoder, DecoderLayer, Attention, FeedForward, RMSNorm, Head, PositionTable, RelativeBias),
@@ -51,7 +52,8 @@ class CompiledDecoder:
 
     def takes(self, tokens_RT: Tensor, state: DecodeState) -> bool:
         """Few tokens, and memories that the kernels read."""
-        return tokens_RT.numel() <= FEW and _readable(state)
+        R, T = tokens_RT.shape
+        return R <= (ROWS if T == 1 else FEW // T) and _readable(state)
 
     def step(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
         """Feed ``[R, T]``; logits ``[R, V]`` after the last of each row. The state is advanced."""
