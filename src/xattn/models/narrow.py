@@ -22,6 +22,8 @@ PANEL, QUAD = 16, 4
 LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""
+ROWS = 256
+"""Outputs that are quantised at a time."""
 GATHERED = 64
 """Outputs are gathered where they are one in so many; else it is quicker to compute all."""
 
@@ -54,8 +56,14 @@ class NarrowMatrix(nn.Module):
     @classmethod
     def of(cls, weight_OI: Tensor, *, careful: bool = False) -> "NarrowMatrix":
         """The nearest to a matrix of floats."""
-        scales_O = weight_OI.abs().amax(dim=1).float() / LIMIT
-        steps_OI = (weight_OI / scales_O.clamp(min=1e-30)[:, None]).round().to(torch.int8)
+        steps_OI = torch.empty(weight_OI.shape, dtype=torch.int8, device=weight_OI.device)
+        scales_O = torch.empty(len(weight_OI), device=weight_OI.device)
+        # Some rows at a time: a vocabulary's matrix is large, and would be there three times.
+        for start in range(0, len(weight_OI), ROWS):
+            some = slice(start, start + ROWS)
+            scales_O[some] = weight_OI[some].abs().amax(dim=1).float() / LIMIT
+            wide_OI = weight_OI[some] / scales_O[some].clamp(min=1e-30)[:, None]
+            steps_OI[some] = wide_OI.round_().to(torch.int8)
         return cls(steps_OI, scales_O, careful=careful)
 
     def steps(self) -> Tensor:
@@ -170,12 +178,14 @@ class NarrowEmbedding(nn.Module):
         return self.matrix.rows(ids)
 
 
-def narrow_layers(stack: nn.Module) -> None:
-    """Make the products of a stack's attention and feed-forward layers narrow, in place."""
-    for module in list(stack.modules()):
-        if isinstance(module, Attention | FeedForward):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    wide = isinstance(module, FeedForward) and module.spec.wide_down
-                    careful = wide and name == "down"
-                    setattr(module, name, NarrowLinear(child, careful=careful))
+def is_narrowable(module: nn.Module, name: str) -> bool:
+    """Whether ``name`` is a product of attention or of a feed-forward."""
+    return isinstance(module, Attention | FeedForward) and isinstance(
+        getattr(module, name), nn.Linear
+    )
+
+
+def narrow_layer(module: nn.Module, name: str) -> None:
+    """Make that product narrow, in place."""
+    careful = isinstance(module, FeedForward) and module.spec.wide_down and name == "down"
+    setattr(module, name, NarrowLinear(getattr(module, name), careful=careful))
