@@ -56,7 +56,7 @@ class Worker:
         """Something has come or gone, so that a job of the queue may begin."""
         self.aborted = False
         """Everything is to be cancelled."""
-        self.closed: BaseException | None = None
+        self.closed: Exception | None = None
         """Why no more requests are taken."""
         self.thread: threading.Thread | None = None
         """The one that takes the turns."""
@@ -313,7 +313,7 @@ class Worker:
         closed = EngineClosedError("it was aborted.")
         self._end_all(closed, lambda job: _ending(job, "the engine was aborted"))
 
-    def _end_all(self, closed: BaseException, ending: Callable[[Job], BaseException]) -> None:
+    def _end_all(self, closed: Exception, ending: Callable[[Job], BaseException]) -> None:
         with self.lock:
             self.closed = self.closed or closed
             self.scheduler.remove(lambda _: True)
@@ -335,9 +335,33 @@ class Worker:
     def wait(self) -> None:
         """Until there is something to do, or the engine is closed."""
         with self.lock:
-            self.news.wait_for(lambda: not self.idle or self.closed is not None)
+            while self.idle and self.closed is None:
+                self.news.wait(LOOK_UP_SECONDS)
+
+    def abort(self) -> None:
+        """Let everything be cancelled, by the thread that takes the turns."""
+        with self.lock:
+            self.forget()
+
+    def forget(self) -> None:
+        """The same from within a garbage collection, where nobody may wait, not even for a lock."""
+        self.closed = self.closed or EngineClosedError("it was aborted.")
+        self.aborted = True
+        if self.lock.acquire(blocking=False):  # else its thread sees it when it looks up
+            self.news.notify_all()
+            self.lock.release()
+
+    def orphan(self) -> None:
+        """In a forked process: nothing is answered here, and locks may be held for ever."""
+        self.closed = EngineClosedError("it runs in the process that this one was forked from.")
+        self.lock = threading.RLock()
+        self.news = threading.Condition(self.lock)
+        for job in self._unanswered:
+            job.ticket.orphan(self.closed)
 
 
+LOOK_UP_SECONDS = 5.0
+"""After so long an idle engine looks whether it was forgotten without being told."""
 COUNTS = ("submitted", "finished", "cancelled", "expired", "failed", "refused")
 
 
