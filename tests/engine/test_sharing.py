@@ -8,7 +8,7 @@ import torch
 from driven import Driven, source_of
 
 import xattn
-from xattn.errors import InvalidSourceError, UsageError
+from xattn.errors import CapacityError, InvalidSourceError, UsageError
 from xattn.store import MemoryStore
 
 FULL = dict(eos_token_id=(), max_new_tokens=12)
@@ -94,16 +94,17 @@ def test_what_a_source_is_made_of_is_let_go_once_it_is_made(bart):
     assert later.result(0)
 
 
-def test_a_source_that_was_let_go_while_it_was_handed_in_is_made_again(bart):
-    """Between a job's making and its submission the requests that share its memory may end."""
-    driven = Driven(bart)
-    first = driven.submit([5, 9, 12, 8], **FULL)
-    job = driven.job([5, 9, 12, 8], **FULL)
-    driven.finish()
-    driven.worker.submit(job, tenant="", priority=0, deadline_seconds=None)
-    driven.finish()
-    assert job.ticket.result(0).tokens == first.result(0).tokens
-    assert driven.worker.held.total == 0
+def test_what_is_pinned_is_foretold_in_full(bart):
+    """Else it is begun, unpinned, and more than was bounded."""
+    memory = bart.encode([5, 9, 12, 32] * 10)
+    plain = Driven(bart)
+    needed = plain.admission.predicted([plain.job(memory, **FULL)]).total
+    bart.pin_projection(memory)
+    try:
+        with pytest.raises(CapacityError, match=f"needs {needed} bytes"):
+            Driven(bart, capacity_bytes=needed - 1).submit(memory, **FULL)
+    finally:
+        bart.unpin_projection(memory)
 
 
 def test_sources_come_from_the_store(bart, tmp_path, monkeypatch):
