@@ -67,12 +67,13 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 bench: $(STAMP)
-	$(BIN)/xattn bench
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/real_weights.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/forms.py
+	$(BIN)/python benchmarks/quantised.py
+	$(BIN)/xattn bench
 
 clean:
 	rm -rf .venv dist build out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

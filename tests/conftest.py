@@ -13,9 +13,10 @@ from xattn.models.formats import huggingface
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     @cache
-    def make(name: str) -> Pair:
+    def make(name: str, quantize: str | None = None) -> Pair:
         directory = tmp_path_factory.mktemp(name)
         theirs = tiny.make(name, directory)
-        return Pair(name, theirs, build(huggingface.read(directory, name)), directory)
+        ours = build(huggingface.read(directory, name), quantize=quantize)
+        return Pair(name, theirs, ours, directory)
 
     return make

@@ -174,6 +174,8 @@ class Memory:
         if self.mask_S is not None:
             ok = self.mask_S.shape == (len(self),) and self.mask_S.dtype == torch.bool
             require(ok, "mask_S", f"bool of shape [{len(self)}]", self.mask_S)
+        # Once, and for all who read it where it lies.
+        object.__setattr__(self, "states_SD", self.states_SD.contiguous())
 
     def __len__(self) -> int:
         """Positions."""

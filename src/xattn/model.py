@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ class Model:
         language: str | None = None,
         sample_rate: int | None = None,
     ) -> list[Memory]:
-        """One memory per source; texts share one padded encoder pass."""
+        """One memory per source; texts go through the encoder in packs, without padding."""
         return self.encode_prepared(
             self.prepare_batch(sources, language=language, sample_rate=sample_rate)
         )
@@ -194,7 +195,7 @@ class Model:
         )
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
-        """The memories of prepared sources; texts share one padded encoder pass."""
+        """The memories of prepared sources; texts go through the encoder in packs, unpadded."""
         return encode(self.network, prepared)
 
     def remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
@@ -254,7 +255,7 @@ class Model:
         )
         request, resolved = self.asker.request(memories, question, self.settings(settings))
         chosen = self._form(form, [request], resolved)
-        request = self._with_pinned(request, chosen)
+        [request] = self._with_pinned([request], chosen)
         with self.in_use(memories):
             hypotheses = decode(self.network, [request], resolved, self._tokenizer, form=chosen)[0]
         answer = self.answer(request, hypotheses)
@@ -313,7 +314,7 @@ class Model:
             return []
         requests, resolved = [request for request, _ in pairs], pairs[0][1]
         chosen = self._form(form, requests, resolved)
-        requests = [self._with_pinned(request, chosen) for request in requests]
+        requests = self._with_pinned(requests, chosen)
         with self.in_use([memory for memories in held for memory in memories]):
             answers = decode(self.network, requests, resolved, self._tokenizer, form=chosen)
         return [self.answer(*pair) for pair in zip(requests, answers, strict=True)]
@@ -343,7 +344,7 @@ class Model:
         request, resolved = self.asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
         chosen = self._form(form, [request], resolved)
-        request = self._with_pinned(request, chosen)
+        [request] = self._with_pinned([request], chosen)
         tokens = stream(self.network, request, resolved, self._tokenizer, form=chosen)
         return self._pieces(tokens, pieces, StopFilter(resolved.stop_strings), memories)
 
@@ -500,10 +501,14 @@ class Model:
         network = self.network
         return choose(network, requests, settings, lambda: rates_of(network).rates, self.pins)
 
-    def _with_pinned(self, request: Request, form: Form) -> Request:
-        """``request`` with the projections that are kept in the place of their memories."""
-        memories = tuple(self.pins.instead_of(memory, form) for memory in request.memories)
-        return replace(request, memories=memories)
+    def _with_pinned(self, requests: Sequence[Request], form: Form) -> list[Request]:
+        """``requests`` with the projections that are kept in the place of their memories."""
+        read = [memory for request in requests for memory in request.memories]
+        kept = iter(self.pins.instead_of(read, form))
+        return [
+            replace(request, memories=tuple(islice(kept, len(request.memories))))
+            for request in requests
+        ]
 
     def in_use(self, memories: Sequence[Memory]) -> AbstractContextManager[None]:
         """While it lasts, the store evicts none of them."""

@@ -29,10 +29,14 @@ FORMS: tuple[Form, ...] = get_args(Form)
 FORM_CHOICES: tuple[FormChoice, ...] = ("auto", *FORMS)
 STRETCH = 256
 """Positions of a memory that are read at once, at least."""
-LOGIT_COPIES = 4
-"""Logits, and what constraints and samplers make of them."""
-SCRATCH_BYTES = 2**20
-"""What the threads of a step write in between."""
+BLOCK = 64
+"""Positions whose scores a thread holds at once."""
+THREADS_MEET = 20 * 16
+"""Numbers by which threads find each other, of each layer."""
+LOGIT_COPIES = 3
+"""Logits, what constraints make of them, and what beams begin with."""
+SCRATCH_BYTES = 2**16
+"""Ids, places, and what is rounded up."""
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -424,21 +428,36 @@ class DecoderSpec(StackSpec):
             positions * 2 * self.self_layers * own.kv_heads * (own.head_width + dtype_bytes(dtype))
         )
 
-    def step_bytes(self, tokens: int, logits: int, seen: int, positions: int) -> int:
+    def step_bytes(
+        self,
+        tokens: int,
+        logits: int,
+        seen: int,
+        positions: int,
+        *,
+        memories: int = 1,
+        form: Form = "materialized",
+        threads: int = 1,
+    ) -> int:
         """Room for one pass over ``tokens``, of which ``logits`` get logits: an upper bound.
 
-        ``seen`` tokens of a row at most came before, and a row reads ``positions`` of memories.
+        ``seen`` tokens of a row at most came before, and a row reads ``memories`` memories of
+        ``positions`` together. Samplers and what torch makes in between are not in it.
         """
         own, cross = self.self_attention, self.cross_attention or self.self_attention
         heads = max(own.heads, cross.heads)
         inner = max(own.heads * own.head_width, cross.heads * cross.head_width)
         hidden = 4 * self.width + 6 * inner + 3 * self.feed_forward.width
         # What a query gives of each stretch of a memory, to be merged.
-        read = max(own.head_width, cross.head_width, self.memory_width) + 4
-        parts = 2 + positions // STRETCH
+        read = self.memory_width if is_absorbed(form) else max(own.head_width, cross.head_width)
+        parts = 1 + memories + positions // STRETCH
         biases = 2 * (heads if self.position.kind == "relative" else 1) * (seen + tokens)
-        numbers = tokens * (hidden + heads * (parts + 1) * read + biases)
-        return 4 * (numbers + LOGIT_COPIES * logits * self.vocab_size) + SCRATCH_BYTES
+        numbers = tokens * (hidden + heads * (parts + 1) * (read + 4) + biases)
+        # What each thread has of its own: scores of a block, and positions of int8 made wide.
+        of_thread = 2 * tokens * heads * (BLOCK + 3) + 2 * BLOCK * (3 + read * is_narrow(form))
+        of_layer = THREADS_MEET * (self.layers + 1)
+        numbers += threads * of_thread + of_layer + LOGIT_COPIES * logits * self.vocab_size
+        return 4 * numbers + SCRATCH_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,30 @@ def test_times_are_compared_per_step():
     assert times_faster(cell, "transformers", "warm") is None
 
 
+def test_who_projects_in_every_call_is_compared_with_that():
+    ours, theirs = timed(warm=1.0, anew=2.0), timed(warm=4.0)
+    text = recorded("W2", {"xattn": ours, "ctranslate2": theirs, "transformers": theirs})
+    assert times_faster(text, "ctranslate2", "warm") == 4.0
+    assert times_faster(text, "transformers", "warm") == 2.0
+    speech = recorded("W1", {"xattn": ours, "ctranslate2": theirs})
+    assert times_faster(speech, "ctranslate2", "warm") == 2.0
+
+
+def test_cells_of_unequal_outputs_do_not_count():
+    engines = {"xattn": timed(warm=1.0), "ctranslate2": timed(warm=9.0)}
+    wrong = {"holds": False, "agreement": 0.5, "rule": "same tokens", "faults": ("they differ",)}
+    cells = [recorded("W2", engines, equality=wrong)]
+    assert verdict_of(cells, "W1, W2: decoding from memory, times CTranslate2, every")[2] == 0
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.96, "reached"), (0.5, "missed")])
+def test_int8_weights_must_say_what_float32_says(ours, verdict):
+    cell = recorded("W1", {}, followed={"xattn": ours, "ctranslate2": 0.9})
+    assert verdict_of([cell], "W1: share of int8's tokens")[0] == verdict
+    more = verdict_of([cell], "int8: 1 + that share, less CTranslate2's")
+    assert more == (verdict, pytest.approx(0.1 + ours), 1)
+
+
 @pytest.mark.parametrize(("theirs", "verdict"), [(1.31, "reached"), (1.29, "missed")])
 def test_the_worst_cell_decides(theirs, verdict):
     cells = [
@@ -58,7 +82,7 @@ def lengths(form, beams, seconds, per_position):
     return [
         recorded(
             "W6",
-            {"xattn": timed(step=seconds(n)) | {"notes": {"bytes": per_position * n}}},
+            {"xattn": timed(step=seconds(n)) | {"notes": {"held_bytes": per_position * n}}},
             axes={"form": form, "beams": beams, "positions": n},
         )
         for n in (256, 2048, 32768)
@@ -72,12 +96,12 @@ def test_length_is_linear_and_bytes_are_flat_in_beams():
         *lengths("absorbed_int8", "beam1", lambda n: 1e-6 * n, 0.5),
     ]
     assert verdict_of(cells, "W6: time is linear")[0] == "reached"
-    assert verdict_of(cells, "W6: bytes of one beam") == ("reached", 1.0, 3)
-    assert verdict_of(cells, "W6: bytes materialised") == ("reached", 48.0, 3)
+    assert verdict_of(cells, "W6: bytes held for one beam") == ("reached", 1.0, 3)
+    assert verdict_of(cells, "W6: bytes held in float32") == ("reached", 48.0, 3)
     squared = lengths("materialized", "beam4", lambda n: 1e-9 * n * n, 48)
     assert verdict_of(squared, "W6: time is linear")[0] == "missed"
     copies = [*cells[:3], *squared]
-    assert verdict_of(copies, "W6: bytes of one beam") == ("missed", 0.5, 3)
+    assert verdict_of(copies, "W6: bytes held for one beam") == ("missed", 0.5, 3)
 
 
 def test_the_roofline_is_the_fastest_way_to_read():

@@ -1,6 +1,6 @@
 """Engines that did other work are found out."""
 
-from xattn.bench.equality import agreement, judge, where
+from xattn.bench.equality import agreement, followed, judge, where
 
 ONE = [[5, 6, 7], [8, 9]]
 
@@ -23,6 +23,9 @@ def test_quantised_weights_may_choose_others_but_not_fewer():
     others = judge("same counts", {"a": [ONE], "b": [[[5, 6, 1], [8, 9]]]})
     assert others.holds
     assert others.agreement == 4 / 5
+    changed = judge("same counts", {"a": [ONE, [[5, 6, 1], [8, 9]]]})
+    assert changed.holds
+    assert not judge("same counts", {"a": [ONE, [[5, 6], [8, 9]]]}).holds
     fewer = judge("same counts", {"a": [ONE], "b": [[[5, 6, 7], [8]]]})
     assert fewer.faults == ("a and b made different numbers of tokens: [3, 2] and [3, 1]",)
 
@@ -37,6 +40,13 @@ def test_alone_there_is_nothing_to_agree_with():
     assert verdict.holds
     assert verdict.agreement is None
     assert judge("same tokens", {}).agreement is None
+
+
+def test_an_answer_follows_until_it_says_something_else():
+    assert followed([[5, 6, 7], [8, 1]], ONE) == (1 + 0.5) / 2
+    assert followed([[5, 6, 7], [1, 9]], ONE) == 0.5
+    assert followed([[5, 6, 7, 4], [8]], ONE) == (1 + 0.5) / 2
+    assert followed([], []) == 1.0
 
 
 def test_answers_that_are_missing_are_no_agreement():

@@ -26,7 +26,7 @@ class Driven:
         bounds = Bounds(
             capacity_bytes=self.capacity_bytes, max_rows=self.max_rows, max_queue=self.max_queue
         )
-        admission = Admission(self.model.spec.decoder, self.model.network.dtype, bounds)
+        admission = Admission(self.model.network, self.form, bounds)
         self.admission, self.worker = admission, Worker(self.model, self.form, admission)
 
     def submit(

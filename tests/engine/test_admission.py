@@ -2,9 +2,20 @@
 
 import random
 
+import numpy as np
 import pytest
+import tiny
+import torch
 from driven import Driven, source_of
+from peak import Peak
 
+import xattn
+from xattn.decoding.batch import Plan
+from xattn.decoding.beam import Beams
+from xattn.decoding.request import Request
+from xattn.decoding.settings import Settings
+from xattn.decoding.warpers import draw
+from xattn.engine.room import SAMPLED
 from xattn.errors import CapacityError, PromptError, QueueFullError, UsageError
 from xattn.spec import FORMS, is_absorbed
 
@@ -37,19 +48,117 @@ def test_what_is_foretold_is_what_is_held(model_of, name, form):
     assert closest >= 0.97
 
 
-def test_room_for_a_step_is_enough(model_of):
-    """What the kernels ask for, and the logits."""
-    model = model_of("bart")
-    if not model.network.use_kernels:
-        return
-    rng, driven = random.Random(0), Driven(model)
-    for _ in range(12):
-        driven.submit(source_of(rng, 60), [5] * rng.randint(1, 30), **FULL | {"max_new_tokens": 30})
+def workspace_of(worker):
+    """What the kernels asked for, and the logits."""
+    session = None if worker._flight.state is None else worker._flight.state.native
+    if session is None:
+        return 0
+    return session._workspace.nbytes + worker._flight.rows * tiny.VOCAB * 4
+
+
+@pytest.mark.parametrize("threads", [1, 6])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_kernels_have_room(bart, monkeypatch, form, threads):
+    """Also with many memories to a row, and many threads, each of which has some of its own."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng, driven, seen = random.Random(0), Driven(bart, form=form), 0
+    memory = bart.encode([5] * 60)
+    driven.submit([memory] * 60, [5] * 3, **FULL | {"max_new_tokens": 6})
+    for n in range(20):
+        settings = FULL | {"max_new_tokens": 3 + n}
+        driven.submit([memory] * 3, [5] * rng.randint(1, 30), **settings)
     for worker in driven.turns():
-        session = worker._flight.state.native if worker._flight.state is not None else None
-        if session is not None:
-            logits = worker._flight.rows * model.spec.decoder.vocab_size * 4
-            assert session._workspace.nbytes + logits <= worker.held.work
+        seen = max(seen, workspace_of(worker))
+        assert workspace_of(worker) <= worker.held.work
+    assert seen > 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "settings"),
+    [
+        ("t5", "materialized", dict(num_beams=5)),
+        ("bart", "absorbed-int8", dict(num_beams=4, do_sample=True, top_k=0, typical_p=0.9)),
+        ("bart", "materialized-int8", dict(num_beams=5)),
+        ("llama", "materialized", dict(prefix_allowed_tokens_fn=lambda _, __: [20, 30])),
+    ],
+)
+def test_all_that_is_made_was_foretold(model_of, name, form, settings):
+    """Caches, projections, what is moved, steps and choices: all tensors of torch."""
+    model, rng = model_of(name), random.Random(0)
+    driven, peak = Driven(model, form=form), Peak()
+    memories = [model.encode(source_of(rng, 60)) for _ in range(6)]
+    for n, memory in enumerate(memories):
+        own = {"max_new_tokens": 4 + 2 * n} | settings
+        driven.submit(memory, [5] * (1 + 3 * n), **FULL | own)
+    with peak:
+        driven.worker.turn()
+        predicted = driven.admission.predicted(driven.worker._running)
+        driven.finish()
+    assert predicted.total / 12 < peak.most <= predicted.total
+
+
+def test_weights_that_absorbed_memories_need_are_foretold(tmp_path):
+    """Those of a model of int8 are made wide, for as long as somebody reads with them."""
+    tiny.make("bart", tmp_path)
+    model, peak = xattn.load(tmp_path, quantize="int8"), Peak()
+    cross = model.spec.decoder.cross_attention
+    wide = 2 * 2 * 4 * cross.heads * cross.head_width * model.spec.decoder.memory_width
+    plain, absorbed = Driven(model), Driven(model, form="absorbed")
+    memory = model.encode([5, 6, 7])
+    rooms = [d.admission.predicted([d.job(memory, **FULL)]).work for d in (plain, absorbed)]
+    assert rooms[1] >= rooms[0] + wide
+    absorbed.submit(memory, **FULL)
+    with peak:
+        absorbed.worker.turn()
+        predicted = absorbed.admission.predicted(absorbed.worker._running)
+        absorbed.finish()
+    assert wide < peak.most <= predicted.total
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(top_k=0, top_p=0.9),
+        dict(top_k=0, typical_p=0.9, top_p=0.9, min_p=0.1, temperature=0.5),
+        dict(top_k=50),
+    ],
+)
+def test_a_sampler_has_room(settings):
+    logits_RV, peak = torch.randn(4, 30_000), Peak()
+    with peak:
+        draw(logits_RV, Settings(do_sample=True, **settings), torch.rand(4, dtype=torch.float64))
+    assert peak.most <= (SAMPLED - 1) * logits_RV.nbytes
+
+
+def test_beams_that_sample_have_room():
+    V, batch = 30_000, Plan(requests=(Request((5,)),), limits=(5,), eos=(2,))
+    settings = Settings(num_beams=4, do_sample=True, top_k=0, top_p=0.9, typical_p=0.9)
+    beams, peak = Beams(batch, settings, None, (), V, torch.device("cpu")), Peak()
+    logits_RV = torch.randn(1, V)
+    with peak:
+        beams.advance(logits_RV)
+    assert peak.most <= SAMPLED * 4 * 4 * V
+
+
+def test_few_tokens_that_are_many_together_are_not_looked_up_one_by_one(bart, monkeypatch):
+    """The head's rows are copied where few are allowed; what all requests allow is not few."""
+    plain, asked = bart.network.step, []
+
+    def step(*arguments, only=None):
+        asked.append(only)
+        return plain(*arguments, only=only)
+
+    monkeypatch.setattr(bart.network, "step", step)
+    driven, tickets = Driven(bart), {}
+    for n in range(4):
+        few = dict(prefix_allowed_tokens_fn=lambda _, __, n=n: range(10 + 8 * n, 18 + 8 * n))
+        few |= FULL | {"max_new_tokens": 3 + n}
+        tickets[driven.submit([5, 6], **few)] = few
+    driven.finish()
+    assert asked[:3] == [None] * 3
+    assert asked[-1] == list(range(34, 42))
+    for ticket, few in tickets.items():
+        assert ticket.result(0).tokens == bart.generate([5, 6], **few).tokens
 
 
 @pytest.mark.parametrize("form", ["materialized", "absorbed"])
@@ -107,6 +216,20 @@ def test_a_full_queue_refuses(bart):
     assert len({ticket.result(0).tokens for ticket in tickets}) == 1
 
 
+def test_numbers_of_numpy_count_as_python_s_own(load):
+    """They wrap: what was foretold was less than nothing, and everything fitted."""
+    driven = Driven(load("t5"), capacity_bytes=np.int32(2**31 - 1))
+    settings = dict(max_new_tokens=np.int32(2_000_000), num_beams=np.int8(2), eos_token_id=())
+    with pytest.raises(CapacityError, match="2 rows of 2000000 tokens"):
+        driven.submit([5, 6], **settings)
+    with xattn.Engine(load("t5"), max_rows=np.uint8(1)) as engine:
+        few = dict(max_new_tokens=np.uint8(3), eos_token_id=np.int64(3))
+        tickets = [engine.submit([5, 6], priority=np.uint8(n), **few) for n in range(4)]
+        assert all(ticket.result(30) for ticket in tickets)
+        assert type(tickets[0].settings.max_new_tokens) is int
+        assert tickets[0].settings.eos_token_id == (3,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
@@ -125,8 +248,6 @@ def test_a_full_queue_refuses(bart):
     ],
 )
 def test_what_is_wrong_is_said_at_once(bart, arguments, error, said):
-    import xattn
-
     with xattn.Engine(bart) as engine:
         with pytest.raises(error, match=said):
             engine.submit(**arguments)
@@ -144,8 +265,6 @@ def test_what_is_wrong_is_said_at_once(bart, arguments, error, said):
     ],
 )
 def test_bounds_that_are_none(bart, arguments, said):
-    import xattn
-
     with pytest.raises(UsageError, match=said):
         xattn.Engine(bart, **arguments)
     with pytest.raises(UsageError, match="model"):

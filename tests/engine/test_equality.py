@@ -12,6 +12,7 @@ import tiny
 from driven import Driven, source_of
 
 import xattn
+from xattn.engine import worker
 from xattn.errors import DeadlineError, RequestCancelledError
 from xattn.models.state import DecodeState, Projection
 
@@ -185,7 +186,32 @@ def test_nothing_is_left_behind(model_of, monkeypatch):
 def test_an_engine_that_is_forgotten_ends(load):
     engine = xattn.Engine(load("bart"))
     ticket = engine.submit(source_of(random.Random(0)), max_new_tokens=30, eos_token_id=())
+    [thread] = [t for t in threading.enumerate() if t.name == "xattn-engine"]
+    del engine
+    gc.collect()  # which waits for nobody
+    thread.join(30)
+    assert ticket.done
+    assert not thread.is_alive()
+
+
+def test_an_engine_is_forgotten_also_where_its_lock_is_held(load, monkeypatch):
+    monkeypatch.setattr(worker, "LOOK_UP_SECONDS", 0.05)
+    engine = xattn.Engine(load("bart"))
+    [thread] = [t for t in threading.enumerate() if t.name == "xattn-engine"]
+    lock, held, go_on = engine._worker.lock, threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            go_on.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
     del engine
     gc.collect()
-    assert ticket.done
-    assert not any(t.name == "xattn-engine" for t in threading.enumerate())
+    assert not go_on.is_set()
+    go_on.set()
+    thread.join(30)
+    holder.join()
+    assert not thread.is_alive()

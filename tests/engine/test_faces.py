@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from driven import Driven
 
 import xattn
 from xattn.errors import DeadlineError, RequestCancelledError, UsageError
@@ -61,6 +62,25 @@ def test_a_stream_ends_with_what_its_request_ends_with(load):
             ticket.stream()
         with pytest.raises(DeadlineError):
             ticket.result(30)
+
+
+def test_a_stream_gives_its_last_text_before_its_error(speaker):
+    driven = Driven(speaker)
+    ticket = driven.submit("attention")
+    stream = ticket.stream("characters")
+    for _ in range(4):
+        driven.worker.turn()
+    ticket.cancel()
+    driven.finish()
+    read = []
+
+    def follow():
+        for piece in stream:
+            read.append(piece)
+
+    with pytest.raises(RequestCancelledError):
+        follow()
+    assert "".join(read) == speaker.tokenizer.decode(list(ticket.tokens))
 
 
 def test_many_coroutines_share_an_engine(speaker):
@@ -186,6 +206,43 @@ def test_an_aborted_engine_tells_its_tasks(load):
             await task
 
     asyncio.run(ask())
+
+
+def test_to_cancel_the_end_of_a_block_is_to_abort(load):
+    tickets = []
+
+    async def leave():
+        async with xattn.Engine(load("t5")) as engine:
+            tickets.append(engine.submit([5, 6], eos_token_id=(), max_new_tokens=10**5))
+
+    async def give_up():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(leave(), 0.1)
+
+    asyncio.run(give_up())
+    [ticket] = tickets
+    with pytest.raises(RequestCancelledError, match="aborted"):
+        ticket.result(30)
+
+
+def test_a_loop_that_ends_while_a_request_is_handed_in_leaves_nothing(load, monkeypatch):
+    engine = xattn.Engine(load("t5"))
+    plain = engine.submit
+
+    def slow(*arguments, **settings):
+        time.sleep(0.2)
+        return plain(*arguments, **settings)
+
+    monkeypatch.setattr(engine, "submit", slow)
+
+    async def begin():
+        forever = engine.generate([5, 6], eos_token_id=(), max_new_tokens=10**5)
+        asyncio.get_running_loop().create_task(forever)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(begin())
+    engine.close()
+    assert engine.stats().cancelled == 1
 
 
 async def until(holds):

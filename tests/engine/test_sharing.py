@@ -8,7 +8,7 @@ import torch
 from driven import Driven, source_of
 
 import xattn
-from xattn.errors import InvalidSourceError, UsageError
+from xattn.errors import CapacityError, InvalidSourceError, UsageError
 from xattn.store import MemoryStore
 
 FULL = dict(eos_token_id=(), max_new_tokens=12)
@@ -65,6 +65,46 @@ def test_a_pinned_projection_is_used(bart):
     finally:
         bart.unpin_projection(memory)
     assert counted(bart) == before
+
+
+def test_a_pin_that_is_taken_out_leaves_nothing_uncounted(bart):
+    memory = bart.encode([5, 9, 12, 31])
+    bart.pin_projection(memory)
+    driven = Driven(bart)
+    driven.submit(memory, **FULL)
+    driven.worker.turn()
+    bart.unpin_projection(memory)
+    assert 0 < driven.worker.held.memories
+    assert (
+        driven.worker.held.memories <= driven.admission.predicted(driven.worker._running).memories
+    )
+    driven.finish()
+
+
+def test_what_a_source_is_made_of_is_let_go_once_it_is_made(bart):
+    """Samples of a recording, say; not where it may have to be made again."""
+    driven = Driven(bart, max_rows=1)
+    driven.submit([5, 9, 12, 7], **FULL)
+    driven.worker.turn()
+    [entry] = driven.worker._memories._held.values()
+    assert entry.source is None
+    later = driven.submit([5, 9, 12, 7], **FULL)
+    assert entry.source is not None
+    driven.finish()
+    assert later.result(0)
+
+
+def test_what_is_pinned_is_foretold_in_full(bart):
+    """Else it is begun, unpinned, and more than was bounded."""
+    memory = bart.encode([5, 9, 12, 32] * 10)
+    plain = Driven(bart)
+    needed = plain.admission.predicted([plain.job(memory, **FULL)]).total
+    bart.pin_projection(memory)
+    try:
+        with pytest.raises(CapacityError, match=f"needs {needed} bytes"):
+            Driven(bart, capacity_bytes=needed - 1).submit(memory, **FULL)
+    finally:
+        bart.unpin_projection(memory)
 
 
 def test_sources_come_from_the_store(bart, tmp_path, monkeypatch):

@@ -74,6 +74,38 @@ def test_a_long_prompt_holds_nobody_up(load, monkeypatch):
     assert running.result(0).tokens == model.generate(None, [5, 6], **LONG).tokens
 
 
+def test_long_prompts_are_read_in_the_order_of_priority_and_use(load):
+    driven = Driven(load("llama"))
+    read = dict(eos_token_id=(), max_new_tokens=1)
+    tickets = {
+        name: driven.submit(None, [5 + n] * 90, tenant=name.rstrip("0123"), priority=p, **read)
+        for n, (name, p) in enumerate({"a1": 0, "a2": 0, "a3": 0, "urgent": 2}.items())
+    }
+    driven.worker._let_in()
+    driven.worker._board(driven.worker._arrived())
+    tickets["b"] = driven.submit(None, [20] * 90, tenant="b", **read)
+    order = []
+    for _ in driven.turns():
+        order += [name for name, ticket in tickets.items() if ticket.done and name not in order]
+    assert order.index("urgent") < order.index("a2")
+    assert order.index("b") < order.index("a3")
+
+
+def test_prompts_and_sources_count_for_a_share(bart):
+    """A tenant that has everything encoded, and long prompts read, has fewer turns for it."""
+    driven, begun = Driven(bart, max_rows=1), []
+    few = dict(eos_token_id=(), max_new_tokens=4)
+    memory = bart.encode([5, 6])
+    for n in range(12):
+        large = driven.submit([5 + n] * 60, [6] * 36, tenant="large", **few)
+        small = driven.submit(memory, tenant="small", **few)
+        begun += [("large", large), ("small", small)]
+    while sum(ticket.done for _, ticket in begun) < 12:
+        driven.worker.turn()
+    done = Counter(name for name, ticket in begun if ticket.done)
+    assert done["small"] >= 3 * done["large"]
+
+
 def test_requests_that_come_together_take_their_steps_together(bart):
     before = bart.counters.steps
     driven = Driven(bart)

@@ -47,7 +47,7 @@ def test_wide_products_are_torchs(kernels, shape, biased):
 @pytest.mark.parametrize("careful", [True, False])
 def test_narrow_products_are_torchs(kernels, shape, careful):
     inputs, outputs = shape
-    matrix = NarrowMatrix(random(outputs, inputs), careful=careful)
+    matrix = NarrowMatrix.of(random(outputs, inputs), careful=careful)
     bias_O = random(outputs, seed=1)
     for rows in ROWS:
         x = random(rows, inputs, seed=rows)
@@ -57,10 +57,20 @@ def test_narrow_products_are_torchs(kernels, shape, careful):
         )
 
 
+@pytest.mark.parametrize("careful", [True, False])
+@pytest.mark.parametrize("wanted", [[131], [7, 0, 130, 16, 900], range(0, 1000, 3)], ids=len)
+def test_some_outputs_of_a_narrow_product_are_those_among_all(careful, wanted):
+    matrix = NarrowMatrix.of(random(1000, 68), careful=careful)
+    bias_O, ids = random(1000, seed=1), torch.tensor(wanted)
+    for rows in (1, 5, 17):
+        x = random(rows, 68, seed=rows)
+        assert torch.equal(matrix.product_of(x, bias_O, ids), matrix.product(x, bias_O)[:, ids])
+
+
 @pytest.mark.parametrize("inputs", [64, 61])
 @pytest.mark.parametrize("nothing", [float("nan"), float("inf")])
 def test_a_row_that_holds_no_number_shows_and_harms_no_other(kernels, inputs, nothing):
-    matrix = NarrowMatrix(random(40, inputs))
+    matrix = NarrowMatrix.of(random(40, inputs))
     x = random(20, inputs, seed=3)
     spoiled = x.clone()
     spoiled[7, inputs - 1] = nothing
@@ -76,8 +86,8 @@ def test_careful_products_keep_what_stands_beside_an_outlier():
     weight[:, 5] = 0.0
     want = x @ weight.T
     plain, careful = (
-        (NarrowMatrix(weight, careful=how).product(x, None) - want).abs().max() / want.abs().max()
-        for how in (False, True)
+        (matrix.product(x, None) - want).abs().max() / want.abs().max()
+        for matrix in (NarrowMatrix.of(weight, careful=how) for how in (False, True))
     )
     assert careful < 0.03
     assert plain > 0.5

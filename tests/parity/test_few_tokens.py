@@ -12,8 +12,9 @@ from xattn.models.compiled import CompiledDecoder
 
 @pytest.mark.parametrize("name", tiny.TINY)
 @pytest.mark.parametrize("kernels", [True, False])
-def test_logits_of_some_tokens_are_those_among_all(pairs, monkeypatch, name, kernels):
-    pair = pairs(name)
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_logits_of_some_tokens_are_those_among_all(pairs, monkeypatch, name, kernels, quantize):
+    pair = pairs(name, quantize)
     monkeypatch.setattr(pair.ours, "use_kernels", kernels)
     attended = (
         [()] * 3 if pair.decoder_only else [(m,) for m in pair.memories(pair.inputs(3, 9)[0])]

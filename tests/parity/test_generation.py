@@ -51,6 +51,10 @@ def few(request, tokens_T):
     return [(7 * int(tokens_T.sum()) + 13 * n) % tiny.VOCAB for n in range(4)] + [2]
 
 
+def without_50(request, tokens_T):
+    return [token for token in few(request, tokens_T) if token != 50]
+
+
 KINDS = [
     {"num_beams": 4, "length_penalty": penalty, "early_stopping": early}
     for penalty in (0.0, 2.0, -1.0)
@@ -71,6 +75,9 @@ KINDS = [
     {"max_length": 8, "min_length": 7, "max_new_tokens": None},
     {"prefix_allowed_tokens_fn": few},
     {"prefix_allowed_tokens_fn": few, "num_beams": 3, "num_return_sequences": 3},
+    # Neither is ever among the few: what is forced goes before what is allowed.
+    {"prefix_allowed_tokens_fn": without_50, "forced_bos_token_id": 50, "forced_eos_token_id": 50},
+    {"prefix_allowed_tokens_fn": without_50, "forced_eos_token_id": 50, "num_beams": 3},
 ]
 
 

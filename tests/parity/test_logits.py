@@ -227,3 +227,21 @@ def test_grouped_cross_heads_equal_repeated_ones(pairs, form):
         ours = grouped.start([[memory]]).projections[0].segments[0]
         assert ours is not None
         assert materialize(ours).k_NGSK.shape[1] == 2
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper", "qwen3"])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "by_kernels"),
+    [(128, 1, True), (129, 1, False), (32, 2, True), (33, 2, False)],
+)
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_many_rows(pairs, monkeypatch, name, rows, tokens, by_kernels, form):
+    pair, found = pairs(name), []
+    memories = [()] if pair.decoder_only else [(m,) for m in pair.memories(pair.inputs(3, 9)[0])]
+    for kernels in (True, False):
+        monkeypatch.setattr(pair.ours, "use_kernels", kernels)
+        state = pair.ours.start([memories[row % len(memories)] for row in range(rows)], form=form)
+        steps = [random_tokens(rows, tokens, seed=n) for n in range(3)]
+        found.append(torch.stack([pair.ours.step(tokens_RT, state) for tokens_RT in steps]))
+        assert (state.native is not None) == (kernels and by_kernels)
+    torch.testing.assert_close(*found, atol=2e-4, rtol=1e-4)

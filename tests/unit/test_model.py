@@ -11,6 +11,7 @@ import torch
 
 import xattn
 from xattn.errors import InvalidSourceError, PromptError, SourceNotFoundError, UsageError
+from xattn.models import network
 from xattn.models.decoder import Decoder
 
 SOURCE = [5, 9, 12, 7, 2]
@@ -351,6 +352,43 @@ def test_a_pinned_projection_is_made_once(tmp_path, form):
     assert model.unpin_projection(memory, form=form)
     assert not model.unpin_projection(memory, form=form)
     assert model.generate(memory, num_beams=3, form=form) == changed
+
+
+def test_a_pinned_projection_is_of_one_mask(tmp_path):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path)
+    whole = model.encode(SOURCE)
+    masked = replace(whole, mask_S=torch.arange(len(whole)) < 2)
+    memories = [whole, masked]
+    want = [model.generate(memory, form="materialized").score for memory in memories]
+    assert want[0] != want[1]
+    for pinned in memories:
+        model.pin_projection(pinned)
+        before = model.counters.projections
+        found = [model.generate(memory, form="materialized").score for memory in memories]
+        assert found == pytest.approx(want)
+        assert model.counters.projections == before + 1
+        assert model.unpin_projection(pinned)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_what_is_pinned_is_made_again_after_any_change(tmp_path, monkeypatch, quantize):
+    tiny.make("bart", tmp_path)
+    model = xattn.load(tmp_path, quantize=quantize)
+    memory = model.encode(SOURCE)
+    model.pin_projection(memory)
+    looks, stamp_of = [], network.stamp_of
+    monkeypatch.setattr(network, "stamp_of", lambda tensors: looks.append(1) or stamp_of(tensors))
+    before = model.counters.projections
+    scales = model.network.decoder.layers[0].cross_attn.v
+    scales = scales.matrix.scales_O if quantize else scales.weight
+    scales.mul_(1.5)
+    changed = model.generate_batch([memory] * 5, form="materialized")
+    assert model.counters.projections == before + 1
+    assert len(looks) == 2, "at the encoder for the memories, and at the decoder"
+    model.unpin_projection(memory)
+    [alone] = model.generate_batch([memory], form="materialized")
+    assert [one.score for one in changed] == pytest.approx([alone.score] * 5)
 
 
 def test_a_weight_may_lie_across_memory(tmp_path):

@@ -12,6 +12,7 @@ from xattn.bench.aims import (
     bandwidth,
     by_length,
     bytes_per_second,
+    comparable,
     per_step,
     step_bytes,
     step_seconds,
@@ -103,7 +104,8 @@ _PANELS = (
 
 def _spread(cell: dict[str, Any], peer: str, measure: str) -> Spread | None:
     engines = cell["engines"]
-    a, b = (per_step(engines.get(name, {}), measure) for name in (peer, "xattn"))
+    a = per_step(engines.get(peer, {}), measure)
+    b = per_step(engines.get("xattn", {}), comparable(cell, peer, measure))
     return None if a is None or b is None else ratio(a, b)
 
 
@@ -167,17 +169,17 @@ def _lengths(cells: Cells) -> "Figure | None":
         if len(found) > 2:
             label += f" (R² {straight_line(positions, seconds).r_squared:.3f})"
         times.plot(positions, seconds, style, marker="o", markersize=4, color=colour, label=label)
-        mebi = [step_bytes(cell) / 2**20 for cell in found]
+        mebi = [step_bytes(cell, "held") / 2**20 for cell in found]
         # Bytes are the same for all beams: the dashes lie on the line.
         wide = 4.0 if beams == "beam1" else 1.6
         shade = colour if beams == "beam1" else "black"
         alpha = 0.5 if beams == "beam1" else 1.0
         sizes.plot(positions, mebi, style, color=shade, linewidth=wide, alpha=alpha, label=label)
-    for axes, unit in ((times, "milliseconds"), (sizes, "MiB read")):
+    for axes, unit in ((times, "milliseconds"), (sizes, "MiB held")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("positions of the memory", fontsize=9)
-        axes.set_ylabel(f"{unit}, all layers of one step", fontsize=9)
+        axes.set_ylabel(f"{unit}, all layers", fontsize=9)
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     times.legend(fontsize=8, frameon=False)

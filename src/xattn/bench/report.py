@@ -121,9 +121,9 @@ def _comparison(cells: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for cell in cells:
         for measure, called in MEASURES.items():
-            if measure == "first" and cell["workload"] != "W5":
-                continue  # only there to be taken from a whole call
             ours, *theirs = (_best(cell, engine, measure) for engine in ("xattn", *peers))
+            if measure == "anew":
+                theirs = [_best(cell, peer, "warm") if ours else None for peer in peers]
             if ours is None and not any(theirs):
                 continue
             figures = [time_of(seconds) for seconds in (ours, *theirs)]
@@ -146,7 +146,12 @@ SHORT = {
     "transformers": "transformers",
     "llama.cpp": "llama.cpp",
 }
-MEASURES = {"warm": "from memory", "cold": "cold", "first": "prompt and first token"}
+MEASURES = {
+    "warm": "from memory",
+    "anew": "from memory, projected anew",
+    "cold": "cold",
+    "first": "to the first token",
+}
 
 
 def time_of(seconds: Sequence[float] | None) -> str:
@@ -181,7 +186,9 @@ def equal_of(cell: dict[str, Any]) -> str:
         return "nothing to compare"
     if verdict["rule"] == "same tokens":
         return "equal"
-    return f"as long, {verdict['agreement']:.0%} of tokens agree"
+    shares = cell.get("followed", {})
+    said = ", ".join(f"{SHORT[name]} {share:.0%}" for name, share in shares.items())
+    return f"as long; float32's up to {said}" if said else "as long"
 
 
 def _memory(cells: Sequence[dict[str, Any]], peers: Sequence[str]) -> Table:
@@ -208,18 +215,19 @@ def _lengths(cells: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for (form, beams), found in by_length(cells).items():
         for cell in found:
-            size, seconds = step_bytes(cell), step_seconds(cell)
+            held, read = step_bytes(cell, "held"), step_bytes(cell, "read")
+            seconds = step_seconds(cell)
             rows.append(
                 (
                     form,
                     beams.removeprefix("beam"),
                     str(cell["axes"]["positions"]),
                     readable_seconds(seconds),
-                    f"{size / 2**20:.2f}",
-                    f"{size / seconds / 1e9:.1f}",
+                    f"{held / 2**20:.2f}",
+                    f"{read / 2**20:.2f}",
                 )
             )
-    header = ("form", "beams", "positions", "time", "MiB read", "GB/s")
+    header = ("form", "beams", "positions", "time", "MiB held", "MiB read")
     return table(header, rows)
 
 

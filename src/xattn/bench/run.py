@@ -13,7 +13,7 @@ from typing import Any
 from xattn.bench import machine
 from xattn.bench.aims import judge_aims
 from xattn.bench.cells import Cell
-from xattn.bench.equality import Verdict, judge
+from xattn.bench.equality import Verdict, followed, judge
 from xattn.bench.making import ModelFiles
 from xattn.bench.processes import (
     THREAD_VARIABLES,
@@ -87,11 +87,22 @@ class Run:
             if cell.name in recorded:
                 continue
             self._say(f"{number} of {len(cells)}: {cell.name}")
-            self.record["cells"].append(self._cell(cell))
+            self.record["cells"].append(self._followed(self._cell(cell)))
             self.record["cells"].sort(key=lambda found: found["workload"])
             self.record["aims"] = judge_aims(self.record["cells"])
             self._write()
         return self.record
+
+    def _followed(self, found: dict[str, Any]) -> dict[str, Any]:
+        """With how long each engine says what float32 says, where that was measured before."""
+        twin = found["name"].removesuffix("/int8") + "/fp32"
+        [wide] = [cell for cell in self.record["cells"] if cell["name"] == twin] or [{}]
+        reference = wide.get("outputs", {}).get("xattn")
+        if reference is None or found["precision"] != "int8":
+            return found
+        outputs = found.get("outputs", {}).items()
+        shares = {name: round(followed(said, reference), 4) for name, said in outputs}
+        return found | {"followed": shares}
 
     def _write(self) -> None:
         self._settings.output.mkdir(parents=True, exist_ok=True)
@@ -287,7 +298,7 @@ def figures(taken: Taken, steps: int) -> dict[str, Any]:
 
 def steps_of(cell: Cell, measure: str) -> int:
     """Decoding steps of a call whose time is told per step; 1 where it is told per call."""
-    return cell.task.new_tokens if cell.task.kind == "text" and measure == "warm" else 1
+    return cell.task.new_tokens if cell.task.kind == "text" and measure in ("warm", "anew") else 1
 
 
 def derive(found: dict[str, Any], cell: Cell) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from xattn.spec import Form
+
 Precision = Literal["fp32", "int8"]
 Kind = Literal["text", "speech", "prefixes", "requests", "language", "cross", "read"]
 """``text``: one source, one answer. ``speech``: the same from recordings. ``prefixes``: one source,
@@ -31,7 +33,7 @@ class Task:
     setting: tuple[Any, ...] = ()
     """How an engine found that it runs this best; empty: it has yet to try."""
     positions: int = 0
-    form: str = "materialized"
+    form: Form = "materialized"
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Task":

@@ -278,13 +278,15 @@ class Constraints:
         return bool(self._built_in or self._processors)
 
     def allowed(self, rows: Rows) -> list[int] | None:
-        """The only tokens whose logits will be read of ``rows``; None where they are not few."""
+        """The only tokens whose logits will be read of ``rows``; None where they are not few.
+
+        A token that is forced replaces what was allowed before, as in the logits.
+        """
         found = [c.allowed(rows) for c in self._built_in if isinstance(c, Restriction)]
-        few = [ids for ids in found if ids is not None]
-        if not few:
+        last = next((ids for ids in reversed(found) if ids is not None), None)
+        if last is None or len(last) * FEW_ALLOWED > self._vocab_size:
             return None
-        allowed = sorted(set.intersection(*few))
-        return allowed if len(allowed) * FEW_ALLOWED <= self._vocab_size else None
+        return sorted(last)
 
     def __call__(self, logits_RV: Tensor, rows: Rows) -> Tensor:
         """Constrained logits; ``logits_RV`` may be overwritten."""

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal
 
 from xattn.errors import UsageError, is_number, is_whole, require
@@ -161,6 +162,8 @@ class Settings:
     """Candidates of each step to report besides the chosen token."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # numpy's whole numbers wrap where they are multiplied
+            object.__setattr__(self, field.name, _of_python(getattr(self, field.name)))
         self._check_lengths()
         self._check_sampling()
         self._check_constraints()
@@ -345,11 +348,18 @@ def _normal(name: str, value: Any) -> Any:
         return 0
     if name == "stop_strings" and isinstance(value, str):
         return (value,)
-    if name in SEQUENCES and isinstance(value, int):
+    if name in SEQUENCES and is_whole(value):
         return (value,)
     if name == "bad_words_ids" and isinstance(value, Iterable):
         return tuple(_tuple(words) for words in value)
     return _tuple(value)
+
+
+def _of_python(value: Any) -> Any:
+    """Whole numbers, also those of tuples, as Python's own."""
+    if isinstance(value, tuple):
+        return tuple(map(_of_python, value))
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def _tuple(value: Any) -> Any:

@@ -4,14 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from xattn.engine.job import Job
+from xattn.engine.room import Room
 from xattn.errors import CapacityError, is_whole, require
-from xattn.spec import DecoderSpec
-
-CHUNK = 256
-"""Tokens of a prompt that are fed in one step, at most."""
+from xattn.models.network import Network
+from xattn.spec import Form
 
 
 class Bytes(NamedTuple):
@@ -44,13 +41,17 @@ class Bounds:
         require(fits, "capacity_bytes", "a whole number, at least 1, or None", capacity)
         require(is_whole(self.max_rows, 1), "max_rows", "at least 1", self.max_rows)
         require(is_whole(self.max_queue, 1), "max_queue", "at least 1", self.max_queue)
+        for name in ("capacity_bytes", "max_rows", "max_queue"):
+            value = getattr(self, name)  # numpy's whole numbers wrap where they are added
+            object.__setattr__(self, name, None if value is None else int(value))
 
 
 class Admission:
     """Foretells bytes for one decoder, and compares them with the bounds."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, bounds: Bounds) -> None:
-        self._spec, self._dtype, self.bounds = spec, str(dtype).removeprefix("torch."), bounds
+    def __init__(self, network: Network, form: Form, bounds: Bounds) -> None:
+        self._spec, self._room, self.bounds = network.spec.decoder, Room(network, form), bounds
+        self._dtype = str(network.dtype).removeprefix("torch.")
 
     def predicted(self, jobs: Collection[Job]) -> Bytes:
         """What these take at most at any time before they end."""
@@ -66,12 +67,11 @@ class Admission:
 
     def _work(self, jobs: Collection[Job], rows: int, longest: int) -> int:
         prompt = max(len(job.prompt) for job in jobs)
-        fed = max(rows, min(prompt, CHUNK))
-        positions = max(job.positions for job in jobs)
-        step = self._spec.step_bytes(max(fed, FEW_TOKENS), rows, longest, positions)
-        # One prompt is read at a time, and one layer of the cache is moved at a time.
+        # One prompt is read at a time. One layer of the cache is moved at a time: what is gathered
+        # and where it goes, and from where (two tables of the places of all tokens).
         apart = self._cache(prompt, 1) if prompt > 1 else 0
-        return step + apart + self._cache(longest, rows) // self._spec.layers
+        moved = 2 * (self._cache(longest, rows) // self._spec.layers) + 16 * rows * longest
+        return self._room.bytes(jobs) + apart + moved
 
     def require_possible(self, job: Job) -> None:
         """Raise :class:`CapacityError` for a request that does not even fit alone."""
@@ -97,7 +97,3 @@ class Admission:
             return False
         capacity = self.bounds.capacity_bytes
         return capacity is None or self.predicted(together).total <= capacity
-
-
-FEW_TOKENS = 64
-"""Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""

@@ -1,9 +1,11 @@
 """The engine as its users see it: threads on one side, asyncio on the other."""
 
 import asyncio
+import atexit
+import os
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -14,7 +16,7 @@ from xattn.engine.admission import Admission, Bounds
 from xattn.engine.stats import EngineStats
 from xattn.engine.ticket import TextReader, Ticket
 from xattn.engine.worker import Worker
-from xattn.errors import EngineClosedError, RequestCancelledError, is_number, is_whole, require
+from xattn.errors import EngineClosedError, UsageError, is_number, is_whole, require
 from xattn.generation import Generation
 from xattn.inputs.text import Unit
 from xattn.memory import Memory
@@ -53,17 +55,19 @@ class Engine:
     ) -> None:
         require(isinstance(model, Model), "model", "what xattn.load returned", model)
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
-        decoder = model.spec.decoder
         if is_absorbed(form):
-            decoder.require_absorbable()
+            model.spec.decoder.require_absorbable()
         bounds = Bounds(capacity_bytes=capacity_bytes, max_rows=max_rows, max_queue=max_queue)
-        self._worker = Worker(model, form, Admission(decoder, model.network.dtype, bounds))
+        self._worker = Worker(model, form, Admission(model.network, form, bounds))
         self._thread = threading.Thread(
             target=_work, args=(self._worker,), name="xattn-engine", daemon=True
         )
+        self._worker.thread = self._thread
         self._thread.start()
-        # An engine that is forgotten, or still open when Python ends, leaves no thread behind.
-        self._forgotten = weakref.finalize(self, _stop, self._worker, self._thread)
+        _running[self._worker] = self._thread
+        # An engine that is forgotten leaves no thread behind.
+        self._forgotten = weakref.finalize(self, self._worker.forget)
+        self._forgotten.atexit = False  # it is waited for then
 
     # Requests
 
@@ -100,9 +104,8 @@ class Engine:
             prompt=prompt, language=language, target_language=target_language, task=task
         )
         job = self._worker.desk.job(memory, question, settings)
-        self._worker.submit(
-            job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds
-        )
+        seconds = None if deadline_seconds is None else float(deadline_seconds)
+        self._worker.submit(job, tenant=tenant, priority=int(priority), deadline_seconds=seconds)
         return job.ticket
 
     async def generate(
@@ -145,11 +148,14 @@ class Engine:
 
     async def _submitted(self, memory: Any, prompt: Any, options: dict[str, Any]) -> Ticket:
         """Off the event loop: tokenizers and readers of sources take their time."""
-        handed_in = asyncio.ensure_future(asyncio.to_thread(self.submit, memory, prompt, **options))
+        handing = _HandingIn()
+        handed_in = asyncio.to_thread(
+            handing.do, lambda: self.submit(memory, prompt, **options)
+        )  # fmt: skip
         try:
-            return await asyncio.shield(handed_in)
+            return await handed_in
         except asyncio.CancelledError:
-            handed_in.add_done_callback(_cancel_submitted)
+            handing.abandon()
             raise
 
     def stats(self) -> EngineStats:
@@ -160,15 +166,26 @@ class Engine:
 
     def close(self) -> None:
         """Take no more requests, answer all that were taken, and end."""
+        self._require_other_thread()
         with self._worker.lock:
             self._worker.closed = self._worker.closed or EngineClosedError("it was closed.")
             self._worker.news.notify_all()
-        self._thread.join()
-        self._forgotten.detach()
+        self._join()
 
     def abort(self) -> None:
         """Take no more requests, cancel all that were taken, and end."""
-        self._forgotten()
+        self._require_other_thread()
+        self._worker.abort()
+        self._join()
+
+    def _join(self) -> None:
+        self._thread.join()
+        self._forgotten.detach()
+        _running.pop(self._worker, None)
+
+    def _require_other_thread(self) -> None:
+        if self._worker.runs_here():
+            raise UsageError("an engine cannot be closed by a function that it calls itself.")
 
     def __enter__(self) -> "Engine":
         return self
@@ -193,7 +210,11 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self.__exit__, kind, error, trace)
+        try:
+            await asyncio.to_thread(self.__exit__, kind, error, trace)
+        except asyncio.CancelledError:  # nobody waits for the answers any more
+            self._worker.abort()
+            raise
 
 
 class _Followed:
@@ -220,9 +241,26 @@ class _Followed:
         self._event.clear()
 
 
-def _cancel_submitted(handed_in: "asyncio.Future[Ticket]") -> None:
-    if not handed_in.cancelled() and handed_in.exception() is None:
-        handed_in.result().cancel()
+class _HandingIn:
+    """A request on its way into an engine, on another thread; abandoned, it is cancelled there."""
+
+    def __init__(self) -> None:
+        self._lock, self._abandoned = threading.Lock(), False
+        self._ticket: Ticket | None = None
+
+    def do(self, submit: Callable[[], Ticket]) -> Ticket:
+        ticket = submit()
+        with self._lock:
+            self._ticket = ticket
+            if self._abandoned:
+                ticket.cancel()
+        return ticket
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            if self._ticket is not None:
+                self._ticket.cancel()
 
 
 def _work(worker: Worker) -> None:
@@ -231,19 +269,34 @@ def _work(worker: Worker) -> None:
         while True:
             worker.wait()
             if worker.aborted:
-                worker.fail_all(RequestCancelledError("the engine was aborted."))
+                worker.abort_all()
             if worker.idle:
                 return
             worker.turn()
     except BaseException as error:  # noqa: BLE001  (every caller is told, and none waits for ever)
         worker.fail_all(error)
+    finally:
+        _running.pop(worker, None)
 
 
-def _stop(worker: Worker, thread: threading.Thread) -> None:
-    """Cancel everything, and wait for the thread."""
-    with worker.lock:
-        worker.closed = worker.closed or EngineClosedError("it was aborted.")
-        worker.aborted = True
-        worker.news.notify_all()
-    if thread is not threading.current_thread():
+_running: dict[Worker, threading.Thread] = {}
+"""Engines of this process that were not closed, and the threads to wait for when Python ends."""
+
+
+@atexit.register
+def _abort_all() -> None:
+    """A thread in the middle of a step when Python ends would take the process down."""
+    for worker, thread in list(_running.items()):
+        worker.abort()
         thread.join()
+
+
+def _orphan_all() -> None:
+    """A forked process has the engines of its parent, and none of their threads."""
+    for worker in list(_running):
+        worker.orphan()
+    _running.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_orphan_all)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.decoding.course import Move
 from xattn.decoding.request import Hypothesis
-from xattn.engine.admission import CHUNK, FEW_TOKENS
 from xattn.engine.job import Job
+from xattn.engine.room import CHUNK, FEW_TOKENS
 from xattn.models.network import Network
 from xattn.models.state import DecodeState
 from xattn.spec import Form
@@ -138,13 +139,18 @@ class Flight:
         return self._network.step(tokens_RT, self.state, only=only)
 
     def _allowed(self) -> list[int] | None:
-        """The only tokens that any course will read the logits of; None where one reads all."""
+        """The only tokens that any course will read the logits of; None where they are not few.
+
+        The head's rows of them are copied, which is worth it, and has room, for few.
+        """
         found: set[int] = set()
         for seat in self.seats:
             allowed = _allowed_of(seat.job)
             if allowed is None:
                 return None
             found.update(allowed)
+            if len(found) * FEW_ALLOWED > self._network.spec.decoder.vocab_size:
+                return None
         return sorted(found)
 
     def _tokens_at_once(self) -> int:
@@ -189,7 +195,7 @@ HALF_EMPTY = 8
 def _allowed_of(job: Job) -> Sequence[int] | None:
     try:
         return job.course.allowed()
-    except Exception:  # noqa: BLE001  (a caller's own function, which fails in `advance` again)
+    except BaseException:  # noqa: BLE001  (a caller's own function, which fails in `advance` too)
         return None
 
 
@@ -202,5 +208,5 @@ def _chosen(job: Job, logits_RV: Tensor) -> tuple[Move | None, Landing | None]:
         if move is not None:
             return move, None
         return None, Landing(job, found=job.course.hypotheses()[0])
-    except Exception as error:  # noqa: BLE001  (it ends this job, and is raised to its caller)
+    except BaseException as error:  # noqa: BLE001  (it ends this job, and is raised to its caller)
         return None, Landing(job, error=error)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from xattn.decoding.asking import Question
@@ -18,6 +19,9 @@ from xattn.memory import Memory
 from xattn.model import Model, Source, entry_items
 
 NO_LOOKUP = "None in an engine, whose steps are shared by sequences that guess differently"
+
+READ_AT_ONCE = 8
+"""Tokens of a prompt, or positions of a source, that cost about what one row's step does."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,8 +41,8 @@ class Job:
     priority: int = 0
     deadline_seconds: float | None = None
     begun: bool = False
-    used: int = 0
-    """Rows times steps so far."""
+    used: float = 0.0
+    """What its tenant has used for it so far, in steps of one row."""
     submitted: float = field(default_factory=time.monotonic)
 
     @property
@@ -57,10 +61,11 @@ class Job:
         """Tokens of each row that the decoder is fed at most: all but the last."""
         return len(self.prompt) + self.plan.limits[0] - 1
 
-    @property
-    def cost(self) -> int:
-        """Rows times steps that it takes at most, beside its prompt."""
-        return self.rows * self.plan.limits[0]
+    @cached_property
+    def cost(self) -> float:
+        """Steps of one row that it takes at most; found once, since as much is given back."""
+        encoded = sum(shared.positions for shared in self.reads if not shared.is_given)
+        return self.rows * self.plan.limits[0] + steps_for(len(self.prompt) + encoded)
 
     @property
     def positions(self) -> int:
@@ -77,6 +82,11 @@ class Job:
     def streams(self) -> bool:
         """Whether its tokens are certain as soon as they are chosen."""
         return self.rows == 1
+
+
+def steps_for(tokens: int) -> float:
+    """What it costs to read a prompt or encode a source, of which many tokens are taken at once."""
+    return tokens / READ_AT_ONCE
 
 
 class Desk:

@@ -10,6 +10,7 @@ from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.encode import Prepared
 from xattn.models.network import identity_of
+from xattn.models.pins import Pins
 from xattn.models.state import Projection
 from xattn.spec import Form, is_absorbed, is_narrow
 
@@ -19,7 +20,8 @@ class Shared:
     """One memory, and how many requests there are for it."""
 
     identity: str
-    source: Prepared | Memory
+    source: Prepared | None
+    """What it is made of, as long as it may have to be; None of a memory that a caller has."""
     positions: int
     holds_kv: bool
     predicted_bytes: int
@@ -29,9 +31,11 @@ class Shared:
     read: int = 0
     """Requests that read it."""
     memory: Memory | None = None
+    is_given: bool = False
+    """A caller has its states."""
     own_projection: Projection | None = None
     pinned: Projection | None = None
-    """What the model keeps of it, which takes no bytes here."""
+    """What the model keeps of it, which takes no bytes here while it is kept there."""
     in_use: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -46,11 +50,13 @@ class Shared:
         """Whether it was encoded and projected."""
         return (self.pinned or self.own_projection) is not None
 
-    @property
-    def held_bytes(self) -> int:
+    def held_bytes(self, pins: Pins) -> int:
         """What is held of it here: its projection, and its states where no caller has them."""
-        projected = 0 if self.own_projection is None else self.own_projection.size_bytes
-        if self.memory is None or isinstance(self.source, Memory):
+        own = self.own_projection
+        if self.pinned is not None and not pins.keeps(self.pinned):
+            own = self.pinned
+        projected = 0 if own is None else own.size_bytes
+        if self.memory is None or self.is_given:
             return projected
         return max(projected, self.memory.size_bytes) if self._aliased else (
             projected + self.memory.size_bytes
@@ -76,26 +82,21 @@ class Memories:
         return len(self._held)
 
     def shared(self, source: Prepared | Memory) -> Shared:
-        """The entry for a source; a new one that nobody wants is not kept."""
-        identity = identity_of(source) if isinstance(source, Memory) else source.key.digest
-        found = self._held.get(identity)
-        if found is not None:
-            return found
+        """A new entry for a source, which nobody knows of yet; :meth:`found` gives the one to use.
+
+        What it may take is foretold in full: what is pinned now may be unpinned while it is read.
+        """
         memory = source if isinstance(source, Memory) else None
         positions = len(source.spans)
-        entry = Shared(
-            identity=identity,
-            source=source,
+        return Shared(
+            identity=identity_of(source) if isinstance(source, Memory) else source.key.digest,
+            source=None if isinstance(source, Memory) else source,
             positions=positions,
             holds_kv=self._model.spec.decoder.cross_attention is None,
             predicted_bytes=self._predicted(positions, memory),
             memory=memory,
+            is_given=memory is not None,
         )
-        if memory is not None:
-            kept = self._model.pins.instead_of(memory, self._form)
-            if isinstance(kept, Projection):
-                entry.pinned, entry.predicted_bytes = kept, 0
-        return entry
 
     def _predicted(self, positions: int, memory: Memory | None) -> int:
         decoder, network = self._model.spec.decoder, self._model.network
@@ -110,12 +111,19 @@ class Memories:
         width = decoder.kv_width if goes_on else decoder.memory_width
         return total + positions * width * network.dtype.itemsize
 
-    def want(self, wanted: Iterable[Shared]) -> list[Shared]:
-        """Note a request for these; the entries to use, which others may have brought."""
-        entries = [self._held.setdefault(shared.identity, shared) for shared in wanted]
+    def found(self, entries: Iterable[Shared]) -> list[Shared]:
+        """The entries to use for these: what others have brought goes before."""
+        return [self._held.get(entry.identity, entry) for entry in entries]
+
+    def want(self, entries: Iterable[Shared]) -> list[Shared]:
+        """Note a request for these; the entries to use."""
+        used = []
         for entry in entries:
-            entry.wanted += 1
-        return entries
+            held = self._held.setdefault(entry.identity, entry)
+            held.wanted += 1
+            held.source = held.source or entry.source
+            used.append(held)
+        return used
 
     def begin(self, entries: Iterable[Shared]) -> None:
         """A request that wanted these reads them from now on."""
@@ -131,6 +139,12 @@ class Memories:
                 del self._held[entry.identity]
                 self._drop(entry)
 
+    def clear(self) -> None:
+        """Let everything go."""
+        for entry in self._held.values():
+            self._drop(entry)
+        self._held.clear()
+
     def drop_unread(self, kept: Sequence[Shared]) -> None:
         """Let go what only requests in the queue want; it is made again when they begin."""
         for entry in self._unread(kept):
@@ -138,7 +152,7 @@ class Memories:
 
     def unread_bytes(self, kept: Sequence[Shared]) -> int:
         """What of :attr:`held_bytes` that would set free."""
-        return sum(entry.held_bytes for entry in self._unread(kept))
+        return sum(entry.held_bytes(self._model.pins) for entry in self._unread(kept))
 
     def _unread(self, kept: Sequence[Shared]) -> list[Shared]:
         held = self._held.values()
@@ -146,14 +160,14 @@ class Memories:
 
     def _drop(self, entry: Shared) -> None:
         entry.own_projection = entry.pinned = None
-        if not isinstance(entry.source, Memory):
+        if not entry.is_given:
             entry.memory = None
         entry.in_use.close()
 
     @property
     def held_bytes(self) -> int:
         """What is held of all of them."""
-        return sum(entry.held_bytes for entry in self._held.values())
+        return sum(entry.held_bytes(self._model.pins) for entry in self._held.values())
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -164,16 +178,17 @@ class Memories:
         """
         new = {entry.identity: entry for entry in entries if not entry.ready}
         raw = [entry for entry in new.values() if entry.memory is None]
-        sources = [entry.source for entry in raw if not isinstance(entry.source, Memory)]
+        sources = [entry.source for entry in raw if entry.source is not None]
         encoded = self._model.remembered(sources) if sources else []
         for entry, memory in zip(raw, encoded, strict=True):
             entry.memory = memory
-        for entry in new.values():
-            assert entry.memory is not None
-            kept = self._model.pins.instead_of(entry.memory, self._form)
-            if isinstance(kept, Projection):
-                entry.pinned = kept
+        memories = [entry.memory for entry in new.values() if entry.memory is not None]
+        kept = self._model.pins.instead_of(memories, self._form)
+        for entry, memory, found in zip(new.values(), memories, kept, strict=True):
+            if isinstance(found, Projection):
+                entry.pinned = found
             else:
-                network = self._model.network
-                entry.own_projection = network.project(entry.memory, form=self._form)
-            entry.in_use.enter_context(self._model.in_use([entry.memory]))
+                entry.own_projection = self._model.network.project(memory, form=self._form)
+            entry.in_use.enter_context(self._model.in_use([memory]))
+            if entry.read == entry.wanted:  # else it may be let go, and made again
+                entry.source = None

@@ -11,9 +11,11 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 64
-"""Requests submitted later that may begin before one that waits."""
+"""Requests submitted later that may begin before one that waits, and between two that did."""
 LOOKED_AT = 32
 """Of those that wait, how many are asked whether they fit."""
+REMEMBERED = 1024
+"""Lines that have nothing here, of which it is known what they used."""
 
 
 @dataclass(eq=False)
@@ -32,11 +34,20 @@ class Waiting(Generic[T]):
 
 
 @dataclass
-class _Tenant:
+class _Line:
+    """What a tenant has at one priority."""
+
     used: float = 0.0
-    """Rows times steps, or where it joined the others: its virtual time."""
+    """By what has ended, or where it joined the others: its virtual time."""
+    reserved: float = 0.0
+    """Costs of what runs."""
     waiting: int = 0
     running: int = 0
+
+    @property
+    def charged(self) -> float:
+        """All that it may have used in the end."""
+        return self.used + self.reserved
 
     @property
     def active(self) -> bool:
@@ -47,19 +58,25 @@ class _Tenant:
 class Scheduler(Generic[T]):
     """The queue.
 
-    Higher priorities go first. Within one, the tenant goes first that has used least (start-time
-    fair queueing, Goyal et al. 1996): an item is charged for all that it may use when it begins,
-    and gets back what it has not used when it ends. A tenant that comes back has used no less than
-    the least of the active ones, so that it cannot save up. Within a tenant the first to come is
-    the first to go. Whoever stood first and was overtaken ``patience``
-    times goes before all others, and nobody overtakes it any more, not even where the others would
-    fit and it does not.
+    Higher priorities go first. Within one, the tenant goes first that is charged least (start-time
+    fair queueing, Goyal et al. 1996): for what it used, and for all that its running items may
+    use. A tenant that comes, or comes back, has used no less than the one that began last had, so
+    that it cannot save up; what others have running is no lead over them, since most of it may be
+    given back. Within a tenant the first to come is the first to go.
+
+    Whoever stood first and was overtaken ``patience`` times is next, once for every ``patience``
+    that begin: the others keep their priorities and shares. Nobody overtakes it then, not even
+    where the others would fit and it does not.
     """
 
     patience: int = PATIENCE
     _queue: list[Waiting[T]] = field(default_factory=list)
-    _tenants: dict[str, _Tenant] = field(default_factory=dict)
+    _lines: dict[tuple[str, int], _Line] = field(default_factory=dict)
+    _clocks: dict[int, float] = field(default_factory=dict)
+    """For each priority, what the tenant that began last had used by then."""
     _count: int = 0
+    _begun: int = 0
+    """How many have begun since one that had been overtaken so often."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -75,7 +92,10 @@ class Scheduler(Generic[T]):
         entry = Waiting(item, tenant, priority, cost, number=self._count)
         self._count += 1
         self._queue.append(entry)
-        self._entered(tenant).waiting += 1
+        line = self._lines.setdefault((tenant, priority), _Line())
+        if not line.waiting:
+            line.used = max(line.used, self._clocks.get(priority, 0.0))
+        line.waiting += 1
         return entry
 
     def remove(self, wanted: Callable[[T], bool]) -> list[T]:
@@ -83,32 +103,55 @@ class Scheduler(Generic[T]):
         taken = [entry for entry in self._queue if wanted(entry.item)]
         for entry in taken:
             self._queue.remove(entry)
-            self._tenants[entry.tenant].waiting -= 1
+            self._line(entry).waiting -= 1
         self._forget()
         return [entry.item for entry in taken]
 
     def next(self, fits: Callable[[T], bool]) -> T | None:
         """Take out what begins now, of what fits; None where nothing may begin."""
+        due = self._due()
+        if due is not None:
+            if not fits(due.item):
+                return None
+            self._begin(due)
+            self._begun = 0
+            return due.item
         for entry in islice(self._order(), LOOKED_AT):
             if fits(entry.item):
                 self._begin(entry)
                 return entry.item
-            if entry.overtaken >= self.patience:
-                return None
         return None
 
-    def end(self, tenant: str, unused: float = 0.0) -> None:
-        """A running item of ``tenant`` is over, and has used so much less than its cost."""
-        self._tenants[tenant].running -= 1
-        self._tenants[tenant].used -= unused
+    def end(self, tenant: str, priority: int = 0, *, cost: float = 1.0, used: float = 1.0) -> None:
+        """A running item is over, and has used so much of its cost."""
+        line = self._lines[tenant, priority]
+        line.running -= 1
+        line.reserved -= cost
+        line.used += used
         self._forget()
 
+    def charged(self, tenant: str, priority: int = 0) -> float:
+        """What a tenant with items here is charged for so far."""
+        return self._lines[tenant, priority].charged
+
+    def _line(self, entry: Waiting[T]) -> _Line:
+        return self._lines[entry.tenant, entry.priority]
+
+    def _due(self) -> Waiting[T] | None:
+        """The one that was overtaken often enough, where it is time for such a one."""
+        if self._begun < self.patience:
+            return None
+        patient = [entry for entry in self._heads() if entry.overtaken >= self.patience]
+
+        def rank(entry: Waiting[T]) -> tuple[float, int]:
+            ahead = self._line(entry).charged - self._clocks.get(entry.priority, 0.0)
+            return (ahead, entry.number)
+
+        return min(patient, key=rank, default=None)
+
     def _order(self) -> Iterable[Waiting[T]]:
-        def rank(entry: Waiting[T]) -> tuple[bool, int, float, int]:
-            patient = entry.overtaken < self.patience
-            if not patient:
-                return (False, 0, 0.0, entry.number)
-            return (True, -entry.priority, self._tenants[entry.tenant].used, entry.number)
+        def rank(entry: Waiting[T]) -> tuple[int, float, int]:
+            return (-entry.priority, self._line(entry).charged, entry.number)
 
         return sorted(self._queue, key=rank)
 
@@ -121,26 +164,22 @@ class Scheduler(Generic[T]):
 
     def _begin(self, begun: Waiting[T]) -> None:
         self._queue.remove(begun)
+        self._begun += 1
         for entry in self._heads():
             entry.overtaken += entry.number < begun.number
-        tenant = self._tenants[begun.tenant]
-        tenant.waiting -= 1
-        tenant.running += 1
-        tenant.used += begun.cost
-
-    def _least(self) -> float:
-        return min((t.used for t in self._tenants.values() if t.active), default=0.0)
-
-    def _entered(self, name: str) -> _Tenant:
-        tenant = self._tenants.setdefault(name, _Tenant())
-        if not tenant.active:
-            tenant.used = max(tenant.used, self._least())
-        return tenant
+        line = self._line(begun)
+        self._clocks[begun.priority] = max(self._clocks.get(begun.priority, 0.0), line.used)
+        line.waiting -= 1
+        line.running += 1
+        line.reserved += begun.cost
 
     def _forget(self) -> None:
-        """Tenants that have nothing here, and nothing to make up for: there may be many."""
-        least = self._least()
-        alone = not any(tenant.active for tenant in self._tenants.values())
-        for name, tenant in list(self._tenants.items()):
-            if not tenant.active and (alone or tenant.used <= least):
-                del self._tenants[name]
+        """Lines that have nothing here, and nothing to make up for: there may be many."""
+        active = {name[1] for name, line in self._lines.items() if line.active}
+        idle = [name for name, line in self._lines.items() if not line.active]
+        for n, (tenant, priority) in enumerate(idle):
+            over = self._lines[tenant, priority].used <= self._clocks.get(priority, 0.0)
+            if over or priority not in active or n < len(idle) - REMEMBERED:
+                del self._lines[tenant, priority]
+        for priority in self._clocks.keys() - active:
+            del self._clocks[priority]

@@ -1,14 +1,23 @@
 """One request as its caller sees it: an answer to wait for, a text to follow, a way to call off."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 
 from xattn.decoding.settings import Settings
 from xattn.decoding.stopping import StopFilter
-from xattn.errors import is_number, require
+from xattn.errors import (
+    EngineClosedError,
+    EngineError,
+    RequestCancelledError,
+    UsageError,
+    is_number,
+    require,
+)
 from xattn.generation import Generation
 from xattn.inputs.text import TextStream, Tokenizer, Unit
 
+LOG = logging.getLogger(__name__)
 NO_BEAMS = "1 to stream: with beams or several samples, no token is certain before the end"
 
 
@@ -28,6 +37,8 @@ class Ticket:
         self._error: BaseException | None = None
         self._cancelled = False
         self._listeners: list[Callable[[], None]] = []
+        self.is_answered_here: Callable[[], bool] = lambda: False
+        """Whether this is the thread that answers it, and that must not wait for itself."""
 
     # What callers use
 
@@ -79,9 +90,17 @@ class Ticket:
         """Until the request is over; :class:`TimeoutError` after ``timeout`` seconds."""
         fits = timeout is None or (is_number(timeout) and timeout >= 0)
         require(fits, "timeout", "seconds, at least 0, or None", timeout)
+        if not self._waited_for(lambda: self.done, timeout):
+            raise TimeoutError(f"the request is not over after {timeout} s; it goes on.")
+
+    def _waited_for(self, holds: Callable[[], bool], timeout: float | None) -> bool:
         with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"the request is not over after {timeout:g} s; it goes on.")
+            if self.is_answered_here() and not holds():
+                raise UsageError(
+                    "a function that the engine calls cannot wait for a request of the same "
+                    "engine: no step is done while it waits."
+                )
+            return self._changed.wait_for(holds, None if timeout is None else float(timeout))
 
     def stream(self, unit: Unit = "words") -> Iterator[str]:
         """The text as it is decoded, from its beginning; the pieces join to the answer's text.
@@ -115,8 +134,7 @@ class Ticket:
 
     def wait_for_news(self, read: int, timeout: float | None = None) -> None:
         """Until there are more tokens than ``read``, or the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.done or len(self._tokens) > read, timeout)
+        self._waited_for(lambda: self.done or len(self._tokens) > read, timeout)
 
     def news(self, read: int) -> tuple[list[int], bool]:
         """Tokens after the first ``read``, and whether no more will come."""
@@ -140,12 +158,16 @@ class Ticket:
             self._tokens.extend(tokens[len(self._tokens) :])
             self._tell_all()
 
-    def resolve(self, answer: Generation) -> None:
-        """The request is over, with this answer."""
+    def resolve(self, answer: Generation) -> BaseException | None:
+        """The request is over, with this answer; or, where it was called off, with the error."""
         with self._changed:
             self._tokens.extend(answer.tokens[len(self._tokens) :])
-            self._answer = answer
+            if self._cancelled:
+                self._error = cancelled(answer.tokens)
+            else:
+                self._answer = answer
             self._tell_all()
+            return self._error
 
     def fail(self, error: BaseException) -> None:
         """The request is over, with this error."""
@@ -153,10 +175,24 @@ class Ticket:
             self._error = error
             self._tell_all()
 
+    def orphan(self, error: EngineClosedError) -> None:
+        """In a forked process nobody answers it, and a thread that is not there may hold it."""
+        self._changed = threading.Condition()
+        self._listeners = []
+        self._error = error
+
     def _tell_all(self) -> None:
         self._changed.notify_all()
         for listener in list(self._listeners):
-            listener()
+            try:
+                listener()
+            except Exception:
+                LOG.exception("a listener of a request failed; the request goes on.")
+
+
+def cancelled(tokens: tuple[int, ...], why: str = "the request was cancelled") -> EngineError:
+    """What a request that was called off ends with."""
+    return RequestCancelledError(f"{why} after {len(tokens)} new tokens.", tokens)
 
 
 class TextReader:
@@ -168,11 +204,11 @@ class TextReader:
         self.read, self.finished = 0, False
 
     def next(self) -> str:
-        """What there is since the last call; raises what the request ended with."""
+        """What there is since the last call, and then what the request ended with is raised."""
         tokens, over = self._ticket.news(self.read)
         self.read += len(tokens)
         piece = "".join(self._stop.push(self._text.push(token)) for token in tokens)
-        if over:
+        if over and not (piece and self._ticket.error is not None):
             self.finished = True
             self._ticket.result()
             piece += self._stop.push(self._text.finish()) + self._stop.finish()

@@ -1,5 +1,8 @@
 """From a checkpoint to a network: every weight found, of the right shape, none left empty."""
 
+import math
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +14,11 @@ from xattn.errors import (
     require,
 )
 from xattn.memory import HASHES, Hash
-from xattn.models.narrow import NarrowEmbedding, NarrowMatrix, narrow_layers
+from xattn.models.narrow import NarrowEmbedding, NarrowMatrix, is_narrowable, narrow_layer
 from xattn.models.network import Network
 from xattn.models.positions import PositionTable
 from xattn.models.weights import Checkpoint, Weight
-from xattn.native.pages import put_together
+from xattn.native.pages import Room, forget_mapped, put_together
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = ("int8",)
@@ -47,44 +50,108 @@ def build(
         network = Network(checkpoint.spec, hash=hash)
     expected = {name: tuple(p.shape) for name, p in network.named_parameters()}
     check_weights(checkpoint, expected)
-    loaded: dict[str, nn.Parameter] = {}
-    for name in expected:
-        weight = checkpoint.weights[name]
-        kept_wide = _is_wide(network, name) and dtype == "float16"
-        target = torch.float32 if kept_wide else DTYPES[dtype]
-        if weight.origin not in loaded:
-            tensor = _read(weight, may_ban=name.endswith("head.bias")).to(
-                device=device, dtype=target
-            )
-            loaded[weight.origin] = nn.Parameter(tensor.contiguous(), requires_grad=False)
-        module_name, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(module_name), attribute, loaded[weight.origin])
+    loading = _Loading(network, checkpoint.weights, DTYPES[dtype], torch.device(device))
+    if quantize is None:
+        loading.wide(expected)
+    else:
+        loading.narrow(expected)
     for module in network.modules():
         if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
             module.clear(DTYPES[dtype], torch.device(device))
-    if quantize is not None:
-        loaded.clear()
-        _make_narrow(network)
-    loaded.clear()
-    put_together(network)
     return network.eval()
 
 
-def _make_narrow(network: Network) -> None:
-    """The matrices of all layers, and the vocabulary's, as int8."""
+class _Loading:
+    """Weights on their way into a network: at no time are more there twice than one."""
+
+    def __init__(
+        self,
+        network: Network,
+        weights: Mapping[str, Weight],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._network, self._weights = network, weights
+        self._dtype, self._device = dtype, device
+        self._loaded: dict[str, nn.Parameter] = {}
+        """By origin: two of our names for one tensor are one parameter."""
+
+    def wide(self, names: Iterable[str]) -> None:
+        """All weights as they are, side by side."""
+        kept = {self._weights[name].origin: name for name in reversed([*names])}
+        sizes = [
+            math.prod(self._weights[name].shape) * self._target(name).itemsize
+            for name in reversed(kept.values())
+        ]
+        room = Room(sizes)
+        for name in names:
+            self._put(name, room)
+
+    def narrow(self, names: Iterable[str]) -> None:
+        """Matrices of layers and vocabulary as int8, each as soon as it is there."""
+        modules: dict[str, list[str]] = {}
+        for name in names:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+        matrices = {module: parts for module, parts in modules.items() if self._is_layer(module)}
+        shapes = [self._weights[f"{module}.weight"].shape for module in matrices]
+        # One place for all of them in turn: between what stays, they would leave holes.
+        scratch = torch.empty(max(map(math.prod, shapes), default=0), device=self._device)
+        for module, parts in modules.items():
+            for name in parts:
+                wide = module in matrices and name.endswith(".weight")
+                self._put(name, scratch if wide else None)
+            if module in matrices:
+                parent, _, attribute = module.rpartition(".")
+                narrow_layer(self._network.get_submodule(parent), attribute)
+                del self._loaded[self._weights[f"{module}.weight"].origin]
+        self._loaded.clear()
+        del scratch
+        _narrow_tables(self._network)
+        put_together(self._network)
+
+    def _is_layer(self, module: str) -> bool:
+        """Whether it is a product of attention or of a feed-forward."""
+        parent, _, attribute = module.rpartition(".")
+        return is_narrowable(self._network.get_submodule(parent), attribute)
+
+    def _put(self, name: str, place: Room | Tensor | None) -> None:
+        weight = self._weights[name]
+        if weight.origin not in self._loaded:
+            tensor = _read(weight, may_ban=name.endswith("head.bias"))
+            target = self._target(name)
+            if self._device.type != "cpu":
+                held = tensor.to(self._device, target).contiguous()
+            elif place is None:
+                held = tensor.to(target, copy=True).contiguous()
+            elif isinstance(place, Room):
+                held = place.take(weight.shape, target).copy_(tensor)
+            else:
+                held = place[: tensor.numel()].view(weight.shape).copy_(tensor)
+            if weight.mapped:
+                forget_mapped(tensor)
+            self._loaded[weight.origin] = nn.Parameter(held, requires_grad=False)
+        module, _, attribute = name.rpartition(".")
+        setattr(self._network.get_submodule(module), attribute, self._loaded[weight.origin])
+
+    def _target(self, name: str) -> torch.dtype:
+        kept_wide = self._dtype == torch.float16 and _is_wide(self._network, name)
+        return torch.float32 if kept_wide else self._dtype
+
+
+def _narrow_tables(network: Network) -> None:
+    """The matrices of the vocabulary as int8."""
     decoder, encoder = network.decoder, network.encoder
     tables: dict[int, NarrowEmbedding] = {}
     for stack in (decoder, encoder):
         if stack is None:
             continue
-        narrow_layers(stack)
         if isinstance(getattr(stack, "embed", None), nn.Embedding):
             weight = stack.embed.weight
             if id(weight) not in tables:
-                tables[id(weight)] = NarrowEmbedding(NarrowMatrix(weight.detach()))
+                tables[id(weight)] = NarrowEmbedding(NarrowMatrix.of(weight.detach()))
             stack.register_module("embed", tables[id(weight)])
     if decoder.head.weight is not None:
-        decoder.head.matrix = NarrowMatrix(decoder.head.weight.detach())
+        decoder.head.matrix = NarrowMatrix.of(decoder.head.weight.detach())
         decoder.head.weight = None
 
 

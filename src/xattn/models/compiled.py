@@ -17,6 +17,7 @@ from xattn.models.decoder import Decoder, DecoderLayer, Head
 from xattn.models.layers import ACTIVATIONS, Attention, FeedForward, RMSNorm
 from xattn.models.narrow import NarrowEmbedding, NarrowLinear, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias
+from xattn.models.products import is_changed
 from xattn.models.state import DecodeState, Projection
 from xattn.native import Library, library, structs
 
@@ -29,7 +30,8 @@ NAMES = {
 
 FEW = 64
 """Tokens that are worth a step of kernels made for few; more are matrix products, torch's own."""
-
+ROWS = 128
+"""Rows of a token each that are: beyond, torch gains more at products than it loses at memories."""
 
 KNOWN = (
     *(Decoder, DecoderLayer, Attention, FeedForward, RMSNorm, Head, PositionTable, RelativeBias),
@@ -50,7 +52,8 @@ class CompiledDecoder:
 
     def takes(self, tokens_RT: Tensor, state: DecodeState) -> bool:
         """Few tokens, and memories that the kernels read."""
-        return tokens_RT.numel() <= FEW and _readable(state)
+        R, T = tokens_RT.shape
+        return R <= (ROWS if T == 1 else FEW // T) and _readable(state)
 
     def step(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
         """Feed ``[R, T]``; logits ``[R, V]`` after the last of each row. The state is advanced."""
@@ -137,10 +140,9 @@ class CompiledDecoder:
         if spec.position.kind == "relative":
             # Farther keys than the last bucket begins are all in it.
             distances = torch.arange(spec.position.max_distance + 1)
-            bias_1H1C = decoder.relative_bias(torch.zeros(1, 1, dtype=torch.long), -distances)
-            relative_HC = bias_1H1C[0, :, 0].detach().contiguous()
-            described.relative = self._address(relative_HC)
-            described.distances = relative_HC.shape[1]
+            described.relative = self._address(decoder.relative_bias.weight)
+            described.bucket_of = self._address(decoder.relative_bias.bucket(-distances).int())
+            described.distances = len(distances)
         return described
 
     def _layer(self, layer: DecoderLayer) -> structs.Layer:
@@ -363,8 +365,8 @@ def compiled(decoder: Decoder) -> CompiledDecoder | None:
 def obstacle(decoder: Decoder) -> str | None:
     """Why the kernels cannot run this decoder, or None where they can."""
     for name, module in decoder.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            return f"{name or 'the decoder'} has a hook"
+        if is_changed(module):
+            return f"{name or 'the decoder'} has a hook, or a forward of its own"
         if type(module) not in KNOWN:
             return f"{name} is a {type(module).__name__}"
     for name, tensor in (*decoder.named_parameters(), *decoder.named_buffers()):
@@ -378,9 +380,9 @@ def obstacle(decoder: Decoder) -> str | None:
 
 
 def places_of(decoder: Decoder) -> tuple[int, ...]:
-    """Where the weights are: changes when one is replaced by another, or a hook is set."""
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in decoder.modules())
-    return hooks, *(t.data_ptr() for t in (*decoder.parameters(), *decoder.buffers()))
+    """Where the weights are: changes when one is replaced, or what calling a module does."""
+    others = sum(is_changed(m) or type(m) not in KNOWN for m in decoder.modules())
+    return others, *(t.data_ptr() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
 def _activation(ffn: FeedForward) -> str:

@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 
     def logits_of(self, hidden_RD: Tensor, tokens: Sequence[int]) -> Tensor:
         """[R, D] -> [R, V], float32: the logits of some tokens, and -inf for all others."""
-        ids = torch.tensor(tokens, device=hidden_RD.device)
+        ids = torch.tensor(tokens, dtype=torch.long, device=hidden_RD.device)
         full_RV = hidden_RD.new_full(
             (len(hidden_RD), self.spec.vocab_size), float("-inf"), dtype=torch.float32
         )
@@ -243,9 +243,10 @@ class Head(nn.Module):
     def of(self, hidden: Tensor, embedding: nn.Module, ids: Tensor) -> Tensor:
         """[..., D] -> [..., I], float32: the logits of the tokens ``ids [I]`` alone."""
         table = self._table(embedding)
-        rows_ID = table.rows(ids) if isinstance(table, NarrowMatrix) else table[ids]
+        if isinstance(table, NarrowMatrix):
+            return table.product_of(hidden * self.scale, self.bias, ids)
         bias_I = None if self.bias is None else self.bias[ids]
-        return F.linear(hidden * self.scale, rows_ID, bias_I).float()
+        return F.linear(hidden * self.scale, table[ids], bias_I).float()
 
     def _table(self, embedding: nn.Module) -> Tensor | NarrowMatrix:
         """The matrix ``[V, D]``."""

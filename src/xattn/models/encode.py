@@ -282,7 +282,7 @@ def _prepared_mel(
 
 
 def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
-    """One memory for each; texts share one padded encoder pass.
+    """One memory for each; texts go through the encoder in packs, without padding.
 
     A model without an encoder reads each text alone, and its memory is keys and values.
     """

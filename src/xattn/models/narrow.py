@@ -10,6 +10,7 @@ Axes: O outputs, I inputs, P panels of 16 outputs, Q quads of 4 inputs.
 """
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,10 @@ from xattn.native import library, structs
 LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""
+ROWS = 256
+"""Outputs that are quantised at a time."""
+GATHERED = 64
+"""Outputs are gathered where they are one in so many; else it is quicker to compute all."""
 
 
 class NarrowMatrix(nn.Module):
@@ -29,12 +34,11 @@ class NarrowMatrix(nn.Module):
     It is laid out ``[P, Q, 16, 4]``: the order in which VNNI's dot products read it.
     """
 
-    def __init__(self, weight_OI: Tensor, *, careful: bool = False) -> None:
+    def __init__(self, steps_OI: Tensor, scales_O: Tensor, *, careful: bool = False) -> None:
+        """Of the integers ``[O, I]`` and what a step of each output is worth."""
         super().__init__()
-        self.out_features, self.in_features = weight_OI.shape
+        self.out_features, self.in_features = steps_OI.shape
         self.careful = careful
-        scales_O = weight_OI.abs().amax(dim=1).float() / LIMIT
-        steps_OI = (weight_OI / scales_O.clamp(min=1e-30)[:, None]).round().to(torch.int8)
         P, Q = -(-self.out_features // PANEL), -(-self.in_features // QUAD)
         full = steps_OI.new_zeros(P * PANEL, Q * QUAD)
         full[: self.out_features, : self.in_features] = steps_OI
@@ -49,6 +53,19 @@ class NarrowMatrix(nn.Module):
     scales_O: Tensor
     sums_O: Tensor
 
+    @classmethod
+    def of(cls, weight_OI: Tensor, *, careful: bool = False) -> "NarrowMatrix":
+        """The nearest to a matrix of floats."""
+        steps_OI = torch.empty(weight_OI.shape, dtype=torch.int8, device=weight_OI.device)
+        scales_O = torch.empty(len(weight_OI), device=weight_OI.device)
+        # Some rows at a time: a vocabulary's matrix is large, and would be there three times.
+        for start in range(0, len(weight_OI), ROWS):
+            some = slice(start, start + ROWS)
+            scales_O[some] = weight_OI[some].abs().amax(dim=1).float() / LIMIT
+            wide_OI = weight_OI[some] / scales_O[some].clamp(min=1e-30)[:, None]
+            steps_OI[some] = wide_OI.round_().to(torch.int8)
+        return cls(steps_OI, scales_O, careful=careful)
+
     def steps(self) -> Tensor:
         """The integers ``[O, I]``, int8."""
         flat = self.panels_PQ64.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -60,8 +77,12 @@ class NarrowMatrix(nn.Module):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[..., I]`` in float32."""
+        return self._steps_of(ids).float() * self.scales_O[ids].unsqueeze(-1)
+
+    def _steps_of(self, ids: Tensor) -> Tensor:
+        """The integers of rows ``[..., I]``, int8."""
         steps = self.panels_PQ64[ids // PANEL, :, ids % PANEL].flatten(-2)
-        return steps[..., : self.in_features].float() * self.scales_O[ids].unsqueeze(-1)
+        return steps[..., : self.in_features]
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias``: ``[..., I] -> [..., O]``, float32."""
@@ -84,6 +105,13 @@ class NarrowMatrix(nn.Module):
             torch.get_num_threads(),
         )
         return found.view(*x.shape[:-1], self.out_features)
+
+    def product_of(self, x: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        """Of that product the outputs ``ids [I]``, and the same numbers: ``[..., I]``."""
+        if len(ids) * GATHERED > self.out_features:
+            return self.product(x, bias)[..., ids]
+        few = NarrowMatrix(self._steps_of(ids), self.scales_O[ids], careful=self.careful)
+        return few.product(x, None if bias is None else bias[ids])
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same in torch: the integers are small enough for float32 to add them exactly."""
@@ -116,9 +144,13 @@ class NarrowLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, *, careful: bool = False) -> None:
         super().__init__()
-        self.matrix = NarrowMatrix(linear.weight.detach(), careful=careful)
+        self.matrix = NarrowMatrix.of(linear.weight.detach(), careful=careful)
         self.bias = linear.bias
         self._wide: weakref.ref[Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this one's matrix."""
+        return {**vars(self), "_wide": None}
 
     @property
     def weight(self) -> Tensor:
@@ -146,12 +178,14 @@ class NarrowEmbedding(nn.Module):
         return self.matrix.rows(ids)
 
 
-def narrow_layers(stack: nn.Module) -> None:
-    """Make the products of a stack's attention and feed-forward layers narrow, in place."""
-    for module in list(stack.modules()):
-        if isinstance(module, Attention | FeedForward):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    wide = isinstance(module, FeedForward) and module.spec.wide_down
-                    careful = wide and name == "down"
-                    setattr(module, name, NarrowLinear(child, careful=careful))
+def is_narrowable(module: nn.Module, name: str) -> bool:
+    """Whether ``name`` is a product of attention or of a feed-forward."""
+    return isinstance(module, Attention | FeedForward) and isinstance(
+        getattr(module, name), nn.Linear
+    )
+
+
+def narrow_layer(module: nn.Module, name: str) -> None:
+    """Make that product narrow, in place."""
+    careful = isinstance(module, FeedForward) and module.spec.wide_down and name == "down"
+    setattr(module, name, NarrowLinear(getattr(module, name), careful=careful))

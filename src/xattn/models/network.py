@@ -10,6 +10,7 @@ frames, M mel bins.
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class Network(nn.Module):
         """Decode through the compiled kernels, where they fit this model; else by torch alone."""
         self._compiled: CompiledDecoder | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what holds addresses: a copy describes its own weights to the kernels."""
+        return {**vars(self), "_compiled": None}
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -96,7 +101,7 @@ class Network(nn.Module):
     @property
     def decoder_stamp(self) -> str:
         """Changes whenever a weight of the decoder does, and what it projected is stale."""
-        return stamp_of(self.decoder.parameters())
+        return stamp_of(self.decoder.state_dict(keep_vars=True).values())
 
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -168,6 +173,7 @@ class Network(nn.Module):
         the right. With ``only`` some token ids, no other logits are computed, and those are -inf.
         """
         self.counters.steps += 1
+        tokens_RT = self._ids(tokens_RT)
         counts = None if counts_R is None else counts_R.tolist()
         if counts is not None and len(set(counts)) == 1 and counts[0] == tokens_RT.shape[1]:
             counts = None
@@ -176,7 +182,7 @@ class Network(nn.Module):
             if only is None:
                 return compiled.step(tokens_RT, state)
             return self.decoder.logits_of(compiled.hidden(tokens_RT, state), only)
-        hidden_RTD = self.decoder.hidden(tokens_RT.to(self.device), state, counts)
+        hidden_RTD = self.decoder.hidden(tokens_RT, state, counts)
         if counts is None:
             last_RD = hidden_RTD[:, -1]
         else:
@@ -190,10 +196,20 @@ class Network(nn.Module):
     def step_all(self, tokens_RT: Tensor, state: DecodeState) -> Tensor:
         """Feed tokens; returns the logits ``[R, T, V]`` after every one of them, float32."""
         self.counters.steps += 1
+        tokens_RT = self._ids(tokens_RT)
         compiled = self._compiled
         if compiled is not None and compiled.takes(tokens_RT, state):
             return compiled.step_all(tokens_RT, state)
-        return self.decoder.logits(self.decoder.hidden(tokens_RT.to(self.device), state))
+        return self.decoder.logits(self.decoder.hidden(tokens_RT, state))
+
+    def _ids(self, tokens_RT: Tensor) -> Tensor:
+        """Token ids as the decoder reads them: the kernels look at nothing but their bytes."""
+        if self.device.type == "cpu" and tokens_RT.numel():
+            require(not tokens_RT.is_floating_point(), "tokens_RT", "whole", tokens_RT.dtype)
+            last = self.spec.decoder.vocab_size - 1
+            for token in map(int, tokens_RT.aminmax()):
+                require(0 <= token <= last, "tokens_RT", f"token ids from 0 to {last}", token)
+        return tokens_RT.to(self.device, torch.long)
 
     def _refresh_compiled(self) -> None:
         """Describe the decoder to the kernels again where a weight was replaced."""

@@ -44,14 +44,14 @@ def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def is_plain(layer: nn.Linear) -> bool:
-    """Nobody has changed what calling it does."""
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-        and "forward" not in vars(layer)
-    )
+    """A linear layer that nobody has changed."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not is_changed(layer)
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Somebody has changed what calling this module does, apart from others of its class."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked) or "forward" in vars(module)
 
 
 def _fits(layer: nn.Linear, x: Tensor) -> bool:

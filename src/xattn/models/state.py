@@ -10,6 +10,7 @@ heads, G key/value heads, K head width, L layers, C cached tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,6 +161,10 @@ class DecodeState:
         self.native: object | None = None
         """What the compiled step keeps from call to call."""
         self._slots: list[Slot] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what holds addresses, which are not those of a copy."""
+        return {**vars(self), "native": None}
 
     @property
     def slots(self) -> list[Slot]:

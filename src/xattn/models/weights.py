@@ -28,6 +28,8 @@ class Weight:
     """Its name in the file. Two of our names with one origin are one parameter."""
     shape: tuple[int, ...]
     load: "Callable[[], Tensor]"
+    mapped: bool = False
+    """What is loaded lies in a mapped file, and in a place of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

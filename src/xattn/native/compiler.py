@@ -13,7 +13,8 @@ FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-fopenmp"),
     *("-Wno-psabi", "-Wno-maybe-uninitialized"),
 )
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++")
+"""GNU's first: what it makes of a parallel region calls the OpenMP that torch brings."""
 PATIENCE = 300
 """Seconds that a compiler may take."""
 

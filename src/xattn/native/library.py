@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import threading
 import warnings
 from ctypes import POINTER, byref, c_int64, c_void_p
 from pathlib import Path
@@ -45,9 +46,17 @@ class Library:
         self._product(byref(matrix), x, rows, y, quantised, scales, threads)
 
 
-@functools.cache
+_LOCK = threading.Lock()
+
+
 def library() -> Library | None:
     """The kernels; None, with one notice, where they cannot be compiled or loaded."""
+    with _LOCK:  # a thread that comes meanwhile would compile them again
+        return _library()
+
+
+@functools.cache
+def _library() -> Library | None:
     try:
         return required()
     except NativeError as error:
@@ -55,7 +64,7 @@ def library() -> Library | None:
             warnings.warn(
                 f"decoding with torch alone, which is slower: {error}. Install a C++ compiler, or "
                 "set XATTN_NATIVE=0 to go without and without this notice.",
-                stacklevel=2,
+                stacklevel=3,
             )
         return None
 

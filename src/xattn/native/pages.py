@@ -10,7 +10,7 @@ import functools
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,56 @@ def spacious(*shape: int, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+class Room:
+    """A stretch of memory for tensors on the CPU that are laid into it one after the other.
+
+    It is in huge pages where there are some; elsewhere each tensor has a place of its own.
+    """
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        """For tensors of ``sizes`` bytes."""
+        total = sum(map(_room, sizes))
+        large = _advice() is not None and total >= 2 * HUGE
+        self._place = spacious(total, dtype=torch.uint8) if large else None
+        self._used = 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An empty tensor, in the next place."""
+        if self._place is None:
+            return torch.empty(*shape, dtype=dtype)
+        size = math.prod(shape) * dtype.itemsize
+        taken = self._place[self._used : self._used + size].view(dtype).view(*shape)
+        self._used += _room(size)
+        return taken
+
+
+def forget_mapped(tensor: Tensor) -> None:
+    """Let go of the pages of a mapped file that hold only numbers of this tensor.
+
+    They are read from the file again if anyone asks; until then they take no memory.
+    """
+    advise = _advice()
+    if advise is None:
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        advise(first, last - first, mmap.MADV_DONTNEED)
+
+
 def put_together(module: nn.Module) -> None:
     """Move all weights and buffers of a module on the CPU to one place, in the order it has them.
 
     They keep their values and become views of one storage; weights that are one tensor stay one.
     """
     held = [tensor for tensor in _tensors(module) if tensor.device.type == "cpu"]
-    total = sum(_room(tensor.nbytes) for tensor in held)
-    if _advice() is None or total < 2 * HUGE:
+    sizes = [tensor.nbytes for tensor in held]
+    if _advice() is None or sum(map(_room, sizes)) < 2 * HUGE:
         return
-    place = spacious(total, dtype=torch.uint8)
-    at = 0
+    room = Room(sizes)
     for tensor in held:
-        moved = place[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        moved.copy_(tensor)
-        tensor.data = moved
-        at += _room(tensor.nbytes)
+        tensor.data = room.take(tensor.shape, tensor.dtype).copy_(tensor)
+    _give_back()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -56,6 +90,12 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 def _room(nbytes: int) -> int:
     return math.ceil(nbytes / LINE) * LINE
+
+
+def _give_back() -> None:
+    """Return to the system what the C library keeps of memory that was freed (glibc)."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache

@@ -86,6 +86,7 @@ class Decoder(Structure):
         ("embedding_scale", c_float),
         ("head_scale", c_float),
         ("relative", c_void_p),
+        ("bucket_of", c_void_p),
         ("distances", c_int64),
     ]
 

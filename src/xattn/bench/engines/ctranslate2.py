@@ -149,17 +149,17 @@ class Engine:
         self, sources: Sequence[Sequence[str]], run: Callable[..., Tokens]
     ) -> dict[tuple[Any, ...], float]:
         """(batches at a time, ``max_batch_size``, ``batch_type``) -> seconds of one call."""
-        longest = max(map(len, sources))
-        count = len(sources) if longest < 2048 else max(1, len(sources) // 4)
+        longest, total = max(map(len, sources)), len(sources)
+        count = total if longest < 2048 else max(1, total // 4)
         splits = [n for n in (1, 2) if self._threads % n == 0]
         tried: dict[tuple[Any, ...], float] = {}
         for workers in splits:
             for batch, kind in BATCHES:
-                rows = batch or count
+                rows = batch or total
                 if kind == "tokens":
                     rows = max(1, batch // longest)
                 # Eight heads' scores of one layer, for each batch that runs at a time.
-                if min(rows, count) * workers * 8 * longest**2 * 4 > LARGEST_SCORES_BYTES:
+                if min(rows, total) * workers * 8 * longest**2 * 4 > LARGEST_SCORES_BYTES:
                     continue
                 self._translator(workers)
                 begun = time.perf_counter()

@@ -16,7 +16,9 @@ import xattn
 from xattn.bench.making import ModelFiles
 from xattn.bench.reads import bytes_per_step
 from xattn.bench.tasks import Call, NotRun, Precision, Ready, Task, Tokens, without_end
+from xattn.costs import absorption_bytes
 from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
+from xattn.spec import is_absorbed
 
 MOST_SPOKEN = 224
 """New tokens of a window of speech, as the other engines are told."""
@@ -65,16 +67,18 @@ class Engine:
 
     def _text(self, task: Task) -> Ready:
         model, [source] = self._model, task.sources
-        settings = self._settings(task)
+        settings, one = self._settings(task), self._settings(replace(task, new_tokens=1))
 
-        def run(attended: Any) -> Tokens:
+        def run(attended: Any, settings: dict[str, Any] = settings) -> Tokens:
             return [without_end(model.generate(attended, **settings).tokens, self._files.eos)]
 
         kept = Kept(model, lambda: [model.encode(list(source))])
         return Ready(
             calls={
                 "warm": Call(run=lambda: run(kept.memories[0]), before=kept.pin),
+                "anew": Call(run=lambda: run(kept.memories[0]), before=kept.unpin),
                 "cold": Call(run=lambda: run(list(source)), before=kept.unpin),
+                "first": Call(run=lambda: run(list(source), one), before=kept.unpin),
             },
             notes=bytes_per_step(model, len(source), task, self._precision),
         )
@@ -104,6 +108,7 @@ class Engine:
         return Ready(
             calls={
                 "warm": Call(run=lambda: run(kept.memories), before=kept.pin),
+                "anew": Call(run=lambda: run(kept.memories), before=kept.unpin),
                 "cold": Call(run=lambda: run(encoded()), before=kept.unpin),
             }
         )
@@ -177,7 +182,12 @@ class Engine:
             state.truncate([0] * task.beams)
             return []
 
-        return Ready(calls={"step": Call(run=run)}, notes={"bytes": state.cross_bytes})
+        held, spec = state.cross_bytes, self._model.spec.decoder
+        read = held
+        if is_absorbed(task.form):  # every layer reads the states, and multiplies its projections
+            read = held * spec.placement.count + absorption_bytes(spec)
+        notes = {"held_bytes": held, "read_bytes": read}
+        return Ready(calls={"step": Call(run=run)}, notes=notes)
 
 
 class Kept:
@@ -198,7 +208,9 @@ class Kept:
         self._pinned = True
 
     def unpin(self) -> None:
-        """Hold nothing: equal sources make equal keys, and would be answered from the pin."""
+        """Hold memories alone: equal sources make equal keys, and would be answered from a pin."""
+        if not self.memories:
+            self.memories = self._make()
         if self._pinned:
             for memory in self.memories:
                 self._model.unpin_projection(memory)

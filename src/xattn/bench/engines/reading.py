@@ -8,6 +8,7 @@ import torch
 
 from xattn.bench.making import ModelFiles
 from xattn.bench.tasks import Call, NotRun, Precision, Ready, Task, Tokens
+from xattn.native.pages import spacious
 
 READ_BYTES = 2**30
 """Many times what any cache holds."""
@@ -31,7 +32,8 @@ class Engine:
         """What can be timed; :class:`NotRun` for a kind of task that it has nothing for."""
         if task.kind != "read":
             raise NotRun("the machine reads memory only")
-        floats = torch.ones(READ_BYTES // 4)
+        # In large pages where there are some, as weights lie here.
+        floats = spacious(READ_BYTES // 4, dtype=torch.float32).fill_(1)
         whole = floats.view(torch.int32).numpy()
         parts = np.array_split(whole, self._threads)
         halves = (floats[: floats.numel() // 2], floats[floats.numel() // 2 :])

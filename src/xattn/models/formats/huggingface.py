@@ -154,11 +154,13 @@ def _tensors_of(file: Path) -> dict[str, Weight]:
         return lambda: opened.get_tensor(name)
 
     return {
-        name: Weight(origin=name, shape=shape, load=loader(name)) for name, shape in shapes.items()
+        name: Weight(origin=name, shape=shape, load=loader(name), mapped=True)
+        for name, shape in shapes.items()
     }
 
 
 def _flattened(weight: Weight) -> Weight:
     """``final_logits_bias`` is stored as [1, V]."""
     size = math.prod(weight.shape)
-    return Weight(origin=weight.origin, shape=(size,), load=lambda: weight.load().reshape(-1))
+    flat = lambda: weight.load().reshape(-1)  # noqa: E731
+    return Weight(origin=weight.origin, shape=(size,), load=flat, mapped=weight.mapped)

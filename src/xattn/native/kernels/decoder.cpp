@@ -47,7 +47,8 @@ struct Decoder {
     Matrix embedding, head;
     Norm embedding_norm, final_norm;
     float embedding_scale, head_scale;
-    const float *relative;  // [H, distances]: bias by how far back a key is; null without
+    const float *relative;    // [buckets, H]: bias of keys by their bucket; null without
+    const int32_t *bucket_of; // [distances]: by how far back a key is; farther ones as the last
     int64_t distances;
 };
 
@@ -465,9 +466,10 @@ struct Pass {
                         const int64_t back = before + i / per_group - (from + s);
                         const int64_t h = g * per_group + i % per_group;
                         const int64_t near = std::min(back, d.distances - 1);
-                        bias[i * BLOCK + s] = back < 0      ? NOTHING
-                                              : d.relative ? d.relative[h * d.distances + near]
-                                                           : 0.0f;
+                        bias[i * BLOCK + s] = back < 0 ? NOTHING
+                                              : d.relative
+                                                  ? d.relative[d.bucket_of[near] * a.heads + h]
+                                                  : 0.0f;
                     }
             fold(query_at, found, number, key_at, value_at, count, K, K, a.scale,
                  biased ? bias : nullptr, BLOCK, scores);

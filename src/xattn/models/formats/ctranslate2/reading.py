@@ -105,8 +105,10 @@ class Reading:
     def _loader(
         self, name: str, start: int, stop: int | None, zero_row: bool
     ) -> Callable[[], Tensor]:
+        file = self.file  # and not this reading, which holds the loader: the file would stay mapped
+
         def load() -> Tensor:
-            rows = self.file.tensor(name, start, stop)
+            rows = file.tensor(name, start, stop)
             return torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]) if zero_row else rows
 
         return load

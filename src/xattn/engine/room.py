@@ -1,0 +1,119 @@
+"""Room to work in: what is made on the way to the next tokens, at most, from shapes alone."""
+
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
+
+import torch
+
+from xattn.decoding.constraints import FEW_ALLOWED
+from xattn.engine.job import Job
+from xattn.models.compiled import FEW, obstacle
+from xattn.models.narrow import NarrowLinear
+from xattn.models.network import Network
+from xattn.native import library
+from xattn.spec import Form, is_absorbed, is_narrow
+
+CHUNK = 256
+"""Tokens of a prompt that are fed in one step, at most."""
+SHORT_PROMPT = 8
+"""Tokens of a prompt that are worth no step of their own while other rows are in flight."""
+FEW_TOKENS = 64
+"""Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""
+SAMPLED = 10
+"""What a sampler makes of the logits that it chooses from, in copies of them."""
+WIDENED = 1024
+"""Positions of a narrow memory that torch makes wide at once."""
+THREAD_BYTES = 2**17
+"""What a thread of torch's attention has of its own."""
+
+
+class Room:
+    """Foretells what steps of one network make, besides caches and memories."""
+
+    def __init__(self, network: Network, form: Form) -> None:
+        self._spec, self._form = network.spec.decoder, form
+        self._kernels = network.use_kernels and obstacle(network.decoder) is None
+        self._kernels &= library() is not None
+        self._weights = _made_wide(network) if is_absorbed(form) else 0
+
+    def bytes(self, jobs: Collection[Job]) -> int:
+        """For a step of all of them, for a piece of one prompt, and for one memory to arrive."""
+        rows, longest = sum(job.rows for job in jobs), max(job.tokens for job in jobs)
+        slots = list(zip_longest(*(job.reads for job in jobs)))
+        lengths = [max(e.positions for e in slot if e is not None) for slot in slots]
+        groups = sum(len({id(e) for e in slot if e is not None}) for slot in slots)
+        prompt = max(len(job.prompt) for job in jobs)
+        fed = max(rows, min(rows * min(prompt, SHORT_PROMPT), FEW_TOKENS))
+        total = self._step(fed, rows, longest, lengths, groups)
+        if prompt > 1:
+            total += self._step(min(prompt, CHUNK), 1, prompt, lengths, len(slots))
+        return total + self._projecting(max(lengths, default=0)) + self._choosing(jobs)
+
+    def _step(
+        self, tokens: int, rows: int, longest: int, lengths: Sequence[int], groups: int
+    ) -> int:
+        """One step, of which each row reads memories of these ``lengths``, all ``groups``."""
+        numbers = self._spec.step_bytes(
+            tokens,
+            rows,
+            longest,
+            sum(lengths),
+            memories=len(lengths),
+            form=self._form,
+            threads=torch.get_num_threads(),
+        )
+        if self._kernels and tokens <= FEW:
+            return numbers
+        return numbers + self._torch(tokens, longest + tokens, groups, max(lengths, default=0))
+
+    def _torch(self, tokens: int, seen: int, groups: int, positions: int) -> int:
+        """What torch makes more of than the kernels: a part of every row for each memory."""
+        own, cross = self._spec.self_attention, self._spec.cross_attention
+        cross = cross or own
+        heads = max(own.heads, cross.heads)
+        part = heads * (max(own.head_width, cross.head_width) + 2)
+        absorbed = 3 * heads * self._spec.memory_width if is_absorbed(self._form) else 0
+        relative = self._spec.position.kind == "relative"
+        bias = (2 * heads + 16 if relative else 4) * seen
+        numbers = tokens * ((groups + 6) * part + absorbed + bias)
+        if is_narrow(self._form):
+            blocks = 1 + positions // WIDENED
+            numbers += min(WIDENED, positions) * 4 * self._widest + 2 * tokens * blocks * part
+        return 4 * numbers + THREAD_BYTES * torch.get_num_threads()
+
+    @property
+    def _widest(self) -> int:
+        """Numbers of a position of keys or values of one layer, or of its states."""
+        attention = self._spec.cross_attention or self._spec.self_attention
+        width = attention.kv_heads * attention.head_width
+        return max(width, self._spec.memory_width) if is_absorbed(self._form) else width
+
+    def _projecting(self, positions: int) -> int:
+        """One layer of a memory before it is where it stays, and wide weights of narrow layers."""
+        copies = 6 if is_narrow(self._form) else 2
+        return 4 * copies * positions * self._widest + self._weights
+
+    def _choosing(self, jobs: Collection[Job]) -> int:
+        """What courses make of logits, one after the other, and rows of the few allowed tokens."""
+        vocabulary, width = self._spec.vocab_size, self._spec.width
+        sampling = max((job.rows for job in jobs if job.settings.do_sample), default=0)
+        few = min(vocabulary // FEW_ALLOWED, sum(_most_allowed(job, vocabulary) for job in jobs))
+        rows = sum(job.rows for job in jobs)
+        return 4 * (SAMPLED * sampling * vocabulary + few * (2 * width + rows))
+
+
+def _most_allowed(job: Job, vocabulary: int) -> int:
+    """Tokens to which a constraint may restrict it."""
+    settings = job.settings
+    if settings.prefix_allowed_tokens_fn is not None:
+        return vocabulary
+    return len(settings.forced_eos_token_id or ()) + (settings.forced_bos_token_id is not None)
+
+
+def _made_wide(network: Network) -> int:
+    """Weights that absorbed memories are read with, of layers that are int8 otherwise."""
+    layers = [layer for layer in network.decoder.stack if layer.crosses]
+    found = [m for layer in layers for m in (layer.cross_attn.k, layer.cross_attn.v)]
+    sizes = [4 * m.matrix.out_features * m.matrix.in_features
+             for m in found if isinstance(m, NarrowLinear)]  # fmt: skip
+    return sum(sizes) + 2 * max(sizes, default=0)  # one more on its way

@@ -1,0 +1,86 @@
+"""Kernels are compiled once in a process; without a compiler torch decodes, and says so once."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+from xattn.native.compiler import NativeError
+
+module = importlib.import_module("xattn.native.library")
+
+WITHOUT = """
+import json, sys, threading, warnings
+import torch, xattn
+model = xattn.load(sys.argv[1], quantize=sys.argv[2] or None)
+found = []
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    def answer():
+        memory = model.encode([5, 9, 12])
+        found.append(model.generate(memory, form="materialized", max_new_tokens=4).tokens)
+    threads = [threading.Thread(target=answer) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(json.dumps([found, [str(one.message) for one in seen]]))
+"""
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+def test_without_a_compiler_torch_decodes_and_one_notice_says_why(pairs, tmp_path, quantize):
+    missing = {"CXX": "/nonexistent", "XDG_CACHE_HOME": str(tmp_path)}
+    answers, notices = zip(
+        *(run([str(pairs("bart").directory), quantize], more) for more in (missing, {})),
+        strict=True,
+    )
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 3
+    [notice] = notices[0]
+    assert "no C++ compiler was found (CXX=/nonexistent)" in notice
+    assert notices[1] == []
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def run(arguments, more):
+    environment = {k: v for k, v in os.environ.items() if k != "XATTN_NATIVE"} | more
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_threads_that_come_meanwhile_wait(monkeypatch):
+    module._library.cache_clear()
+    asked = []
+
+    def slowly():
+        asked.append(1)
+        time.sleep(0.1)
+        raise NativeError("for a test")
+
+    monkeypatch.setattr(module, "required", slowly)
+    monkeypatch.delenv("XATTN_NATIVE", raising=False)
+    try:
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter("always")
+            threads = [threading.Thread(target=module.library) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        module._library.cache_clear()
+    assert len(asked) == len(notices) == 1
