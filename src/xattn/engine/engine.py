@@ -36,8 +36,8 @@ class Engine:
 
     ``capacity_bytes`` bounds what requests in flight may take before they end, foretold from
     shapes: self-attention caches, projections, sources encoded here, and room for a step. Weights
-    are not counted. ``max_rows`` bounds the sequences in flight (beams and samples count each),
-    ``max_queue`` the requests that wait. ``form`` is how all memories are read.
+    are not counted; None bounds nothing. ``max_rows`` bounds the sequences in flight (beams and
+    samples count each), ``max_queue`` the requests that wait. ``form`` is how memories are read.
 
     A thread of its own runs the model, which nobody may change meanwhile. Close the engine, or use
     it in a ``with`` or ``async with`` block: its end waits for all requests, or cancels them where
@@ -149,11 +149,10 @@ class Engine:
     async def _submitted(self, memory: Any, prompt: Any, options: dict[str, Any]) -> Ticket:
         """Off the event loop: tokenizers and readers of sources take their time."""
         handing = _HandingIn()
-        handed_in = asyncio.to_thread(
-            handing.do, lambda: self.submit(memory, prompt, **options)
-        )  # fmt: skip
         try:
-            return await handed_in
+            return await asyncio.to_thread(
+                handing.do, lambda: self.submit(memory, prompt, **options)
+            )
         except asyncio.CancelledError:
             handing.abandon()
             raise

@@ -7,7 +7,7 @@ import torch
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
-from xattn.models.compiled import FEW, obstacle
+from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
 from xattn.native import library
@@ -62,7 +62,7 @@ class Room:
             form=self._form,
             threads=torch.get_num_threads(),
         )
-        if self._kernels and tokens <= FEW:
+        if self._kernels and tokens <= (ROWS if tokens == rows else FEW):
             return numbers
         return numbers + self._torch(tokens, longest + tokens, groups, max(lengths, default=0))
 
