@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     )
     from xattn.generation import Generation
     from xattn.inputs.table import Table, read_table
+    from xattn.ledger import Account, Ledger, plan
     from xattn.memory import Memory, MemoryKey, Span
     from xattn.model import Model, load
     from xattn.models.pictures import PictureEncoder
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AbsorptionError",
+    "Account",
     "CapacityError",
     "CheckpointError",
     "CorruptCheckpointError",
@@ -73,6 +75,7 @@ __all__ = [
     "EntryNotFoundError",
     "Generation",
     "InvalidSourceError",
+    "Ledger",
     "Memory",
     "MemoryKey",
     "MemoryStore",
@@ -105,6 +108,7 @@ __all__ = [
     "XattnError",
     "__version__",
     "load",
+    "plan",
     "read_table",
 ]
 
@@ -114,6 +118,7 @@ _HOMES = {
     "xattn.engine": ("Engine", "EngineStats", "Ticket"),
     "xattn.generation": ("Generation",),
     "xattn.inputs.table": ("Table", "read_table"),
+    "xattn.ledger": ("Account", "Ledger", "plan"),
     "xattn.memory": ("Memory", "MemoryKey", "Span"),
     "xattn.model": ("Model", "load"),
     "xattn.models.pictures": ("PictureEncoder",),

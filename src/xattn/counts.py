@@ -115,7 +115,7 @@ def decoder_matrices(spec: DecoderSpec) -> list[Matrix]:
 
 def parameters(spec: ModelSpec) -> int:
     """Number of weights, those that are shared once."""
-    return sum(matrix.numbers for matrix in _matrices(spec)) + _others(spec)
+    return sum(matrix.numbers for matrix in matrices(spec)) + _others(spec)
 
 
 def weight_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | None = None) -> int:
@@ -131,7 +131,7 @@ def weight_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | Non
         if dtype == "float16":
             total += _kept_wide(spec) * (FLOAT_BYTES - size)
         return total
-    narrow = [matrix for matrix in _matrices(spec) if matrix.role not in ("stem", "output")]
+    narrow = [matrix for matrix in matrices(spec) if matrix.role not in ("stem", "output")]
     wide = parameters(spec) - sum(matrix.numbers for matrix in narrow)
     return sum(map(_narrow_bytes, narrow)) + wide * FLOAT_BYTES
 
@@ -224,7 +224,7 @@ def memory_flops(spec: DecoderSpec, positions: int, form: Form) -> int:
 # What there is
 
 
-def _matrices(spec: ModelSpec) -> Iterator[Matrix]:
+def matrices(spec: ModelSpec) -> Iterator[Matrix]:
     """Of all stacks; tables that encoder and decoder share are the decoder's."""
     yield from decoder_matrices(spec.decoder)
     for encoder in _encoders(spec):

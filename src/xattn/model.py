@@ -29,6 +29,8 @@ from xattn.errors import CorruptCheckpointError, PromptError, UsageError, requir
 from xattn.generation import Generation
 from xattn.inputs.audio import read_audio
 from xattn.inputs.text import TextStream, Tokenizer, Unit
+from xattn.ledger.account import Account
+from xattn.ledger.live import held_by_model
 from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
 from xattn.models.encode import Prepared, encode, prepare_window
@@ -203,6 +205,11 @@ class Model:
         if self.store is None:
             return self.encode_prepared(prepared)
         return self.store.get_or_encode_prepared(self, prepared)
+
+    def ledger(self) -> Account:
+        """What is held now: weights, pinned projections, memories of the store in this process."""
+        store = 0 if self.store is None else self.store.held_bytes
+        return held_by_model(self.network, self.pins.projections, store)
 
     def pin_projection(self, memory: Memory, *, form: Form = "materialized") -> int:
         """Keep what the decoder makes of ``memory``, so that no generation makes it again.

@@ -16,6 +16,7 @@ from xattn.cli import (
     generate,
     models,
     plan,
+    profile,
     transcribe,
     translate,
 )
@@ -50,6 +51,7 @@ def build() -> Any:
         encode.encode,
         models.models,
         doctor.doctor,
+        profile.profile,
         bench.bench,
     ):
         app.command(cls=Command)(command)

@@ -44,6 +44,10 @@ PER_CALL = (
     "fit_bytes",
     "list_shapes",
     "plot",
+    "inputs",
+    "prompt",
+    "html",
+    "pictures",
     "measure",
 )
 """Options that say what one call does, and so have no place in a file of settings."""

@@ -19,6 +19,7 @@ from xattn.engine.worker import Worker
 from xattn.errors import EngineClosedError, UsageError, is_number, is_whole, require
 from xattn.generation import Generation
 from xattn.inputs.text import Unit
+from xattn.ledger.account import Account
 from xattn.memory import Memory
 from xattn.model import Model, Source
 from xattn.spec import FORMS, Form, is_absorbed
@@ -156,6 +157,10 @@ class Engine:
         except asyncio.CancelledError:
             handing.abandon()
             raise
+
+    def ledger(self) -> Account:
+        """What is held now, by owner: memories, caches, room to work in, weights."""
+        return self._worker.ledger()
 
     def stats(self) -> EngineStats:
         """Counts, and bytes held and foretold."""

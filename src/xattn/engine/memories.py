@@ -1,18 +1,21 @@
 """Memories that requests share: encoded once, projected once, and let go with the last of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 
+from xattn.ledger.account import Row
+from xattn.ledger.amounts import KIND_OF
+from xattn.ledger.live import what_of
 from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.encode import Prepared
 from xattn.models.network import identity_of
 from xattn.models.pins import Pins
 from xattn.models.state import Projection
-from xattn.spec import Form, is_absorbed, is_narrow
+from xattn.spec import Form, Modality, is_absorbed, is_narrow
 
 
 @dataclass(eq=False)
@@ -23,6 +26,7 @@ class Shared:
     source: Prepared | None
     """What it is made of, as long as it may have to be; None of a memory that a caller has."""
     positions: int
+    modality: Modality
     holds_kv: bool
     predicted_bytes: int
     """What it takes once it is encoded and projected."""
@@ -92,6 +96,7 @@ class Memories:
             identity=identity_of(source) if isinstance(source, Memory) else source.key.digest,
             source=None if isinstance(source, Memory) else source,
             positions=positions,
+            modality=source.modality if isinstance(source, Memory) else source.key.modality,
             holds_kv=self._model.spec.decoder.cross_attention is None,
             predicted_bytes=self._predicted(positions, memory),
             memory=memory,
@@ -114,6 +119,17 @@ class Memories:
     def found(self, entries: Iterable[Shared]) -> list[Shared]:
         """The entries to use for these: what others have brought goes before."""
         return [self._held.get(entry.identity, entry) for entry in entries]
+
+    def rows(self) -> Iterator[Row]:
+        """What is held of each of them here."""
+        for entry in self._held.values():
+            own, total = entry.own_projection, entry.held_bytes(self._model.pins)
+            projected = 0 if own is None else own.size_bytes
+            about = {"input": KIND_OF[entry.modality], "positions": entry.positions}
+            if own is not None:
+                yield Row(what=what_of(own), bytes=projected, **about)
+            if total > projected:
+                yield Row(what="states", bytes=total - projected, **about)
 
     def want(self, entries: Iterable[Shared]) -> list[Shared]:
         """Note a request for these; the entries to use."""

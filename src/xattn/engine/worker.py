@@ -23,6 +23,7 @@ from xattn.errors import (
     QueueFullError,
     RequestCancelledError,
 )
+from xattn.ledger.account import Account, Row
 from xattn.model import Model
 from xattn.spec import Form
 
@@ -106,6 +107,15 @@ class Worker:
                 tokens=self._flight.tokens,
                 **self._counts,
             )
+
+    def ledger(self) -> Account:
+        """What is held, by owner; the model's weights and pins with it."""
+        with self.lock:
+            cache = Row(input="answer", what="self-attention cache", bytes=self.held.cache)
+            work = Row(input="model", what="workspace", bytes=self.held.work)
+            rows = (*self._memories.rows(), cache, work)
+        model = self._model.ledger()
+        return Account(model=model.model, rows=(*rows, *model.rows))
 
     @property
     def held(self) -> Bytes:

@@ -79,12 +79,10 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """What a configuration costs."""
+class Account:
+    """Rows, and what they come to."""
 
     model: str
-    amounts: tuple[Amount, ...]
-    setting: Setting
     rows: tuple[Row, ...]
 
     @property
@@ -96,21 +94,6 @@ class Ledger:
     def memory_bytes(self) -> int:
         """What is held of the inputs: states, keys and values."""
         return self.sum("bytes", "states", "int8 states", "keys and values")
-
-    @property
-    def encode_flops(self) -> int:
-        """Operations before the first token."""
-        return self.sum("encode_flops")
-
-    @property
-    def flops_per_token(self) -> float:
-        """Operations for one generated token, all its beams together."""
-        return self.sum("step_flops") / self.setting.batch
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes read for one generated token: requests that decode together share weights."""
-        return self.sum("step_bytes") / self.setting.batch
 
     def sum(self, column: str, *what: What) -> int:
         """Of a column, over the rows of these kinds (all that are resident, if none is given)."""
@@ -153,7 +136,7 @@ class Ledger:
         ]
         total = [
             *("total", "", readable_bytes(self.total_bytes), "100.0%"),
-            readable_count(self.encode_flops),
+            readable_count(self.sum("encode_flops")),
             readable_count(self.sum("step_flops")),
             readable_bytes(self.sum("step_bytes")),
         ]
@@ -164,6 +147,29 @@ class Ledger:
         from xattn.ledger.charts import draw_ledger
 
         return draw_ledger(self, Path(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger(Account):
+    """What a configuration costs."""
+
+    amounts: tuple[Amount, ...]
+    setting: Setting
+
+    @property
+    def encode_flops(self) -> int:
+        """Operations before the first token."""
+        return self.sum("encode_flops")
+
+    @property
+    def flops_per_token(self) -> float:
+        """Operations for one generated token, all its beams together."""
+        return self.sum("step_flops") / self.setting.batch
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes read for one generated token: requests that decode together share weights."""
+        return self.sum("step_bytes") / self.setting.batch
 
 
 HEADER = ("what", "positions", "bytes", "share", "FLOPs to encode", "FLOPs a step", "read a step")

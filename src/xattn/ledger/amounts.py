@@ -29,6 +29,14 @@ KINDS: dict[Kind, Modality] = {
 }
 """What may be attended to, and what an encoder must read for it."""
 
+KIND_OF: dict[Modality, Kind] = {
+    "text": "document",
+    "table": "table",
+    "audio": "audio",
+    "image": "image",
+}
+"""What a memory of each modality is called here."""
+
 MOST_POSITIONS, MOST_COUNT = 10**9, 10**6
 TOKENS_PER_WORD = 4 / 3
 """Of English, for vocabularies of 30,000 or more."""

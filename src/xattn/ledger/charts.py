@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xattn.errors import MissingExtraError, UsageError
-from xattn.ledger.account import Ledger, readable_bytes
+from xattn.ledger.account import Account, Ledger, readable_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ COLOURS = {
 }
 
 
-def draw_ledger(ledger: Ledger, path: Path) -> Path:
+def draw_ledger(ledger: Account, path: Path) -> Path:
     """Bytes of each row, the largest first, coloured by what they are."""
     if path.suffix.lower() not in SUFFIXES:
         wanted = ", ".join(SUFFIXES)
@@ -37,13 +37,11 @@ def draw_ledger(ledger: Ledger, path: Path) -> Path:
     axes.set_xlabel("MiB held", fontsize=9)
     axes.margins(x=0.22)
     axes.set_xlim(left=0)
-    setting = ledger.setting
-    axes.set_title(
-        f"{ledger.model}: {setting.batch} requests of {setting.beams} beams, {setting.form}, "
-        f"{readable_bytes(ledger.total_bytes)} in all",
-        fontsize=10,
-        loc="left",
-    )
+    title = f"{ledger.model}: {readable_bytes(ledger.total_bytes)} in all"
+    if isinstance(ledger, Ledger):
+        setting = ledger.setting
+        title += f", {setting.batch} requests of {setting.beams} beams, {setting.form}"
+    axes.set_title(title, fontsize=10, loc="left")
     tidy(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

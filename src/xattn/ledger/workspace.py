@@ -5,6 +5,7 @@ Axes: P positions that go through an encoder together, D model width.
 
 from collections.abc import Sequence
 
+from xattn.counts import matrices, weight_bytes
 from xattn.ledger.account import Setting
 from xattn.ledger.amounts import Amount
 from xattn.spec import EncoderSpec, ModelSpec
@@ -20,7 +21,14 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
     decoder, reading = spec.decoder, sum(amount.total for amount in amounts)
     fed = max(setting.rows, setting.batch * setting.prompt_tokens)
     logits, seen = setting.rows, setting.prompt_tokens + setting.new_tokens
-    decoding = decoder.step_bytes(fed, logits, seen, reading)
+    decoding = decoder.step_bytes(
+        fed,
+        logits,
+        seen,
+        reading,
+        memories=sum(amount.count for amount in amounts),
+        form=setting.form,
+    )
     if spec.encoder is None or not amounts:
         return decoding
     longest = max(amount.encoded for amount in amounts)
@@ -37,3 +45,17 @@ def encoding_bytes(spec: EncoderSpec, positions: int) -> int:
     if spec.audio is not None:
         numbers = max(numbers, 2 * positions * (spec.audio.mel_bins + 2 * spec.width))
     return 4 * numbers
+
+
+def loading_bytes(spec: ModelSpec, *, quantize: str | None = None) -> int:
+    """What is there beside the weights while they are loaded.
+
+    That is the largest of a file's tensors; int8 weights are there twice for a moment, after tables
+    of the vocabulary and the largest matrix were float32.
+    """
+    numbers = [one.outputs * one.inputs for one in matrices(spec)]
+    if quantize is None:
+        return 4 * max(numbers)
+    tables = {one.outputs * one.inputs for one in matrices(spec) if one.role in ("table", "head")}
+    largest = max(n for n in numbers if n not in tables)
+    return weight_bytes(spec, quantize=quantize) + 4 * (sum(tables) + largest)

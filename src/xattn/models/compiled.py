@@ -97,6 +97,8 @@ class CompiledDecoder:
         step.hidden, step.logits = hidden_MD.data_ptr(), logits_WV.data_ptr()
         step.wanted, step.wanted_count = wanted.ctypes.data, len(wanted)
         step.threads = torch.get_num_threads()
+        clock = self._decoder.clock
+        step.times = None if clock is None else clock.address
         while needed := self._functions.step(step):
             session.grow(needed)
         del kept

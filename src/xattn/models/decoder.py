@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment, attend, combine, narrow
 from xattn.errors import UnsupportedModelError
+from xattn.models.clock import Clock
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
@@ -47,16 +48,24 @@ class DecoderLayer(nn.Module):
         bias: Tensor | None,
         angles: Angles | None,
         probe: QueryProbe | None,
+        clock: Clock | None = None,
     ) -> Tensor:
         """[R, T, D] -> [R, T, D]; writes the new keys and values into ``state``."""
         x_RTD = self._around(
             x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles)
         )
+        if clock is not None:
+            clock.end("self-attention")
         if self.crosses:
             x_RTD = self._around(
                 x_RTD, self.cross_norm, lambda h: self._attend_memories(h, state, probe)
             )
-        return self._around(x_RTD, self.ffn_norm, self.ffn)
+            if clock is not None:
+                clock.end("cross-attention")
+        x_RTD = self._around(x_RTD, self.ffn_norm, self.ffn)
+        if clock is not None:
+            clock.end("feed-forward")
+        return x_RTD
 
     def project(
         self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form, scales_NS: Tensor | None
@@ -108,6 +117,8 @@ class Decoder(nn.Module):
                 "no other is run."
             )
         self.spec = spec
+        self.clock: Clock | None = None
+        """Counts the seconds of each part, where one asks for it."""
         self.embed = empty_embedding(spec.vocab_size, spec.width)
         position = spec.position
         if position.kind in ("learned", "sinusoidal"):
@@ -164,6 +175,9 @@ class Decoder(nn.Module):
         means all. The state is advanced.
         """
         R, T = tokens_RT.shape
+        clock = self.clock
+        if clock is not None:
+            clock.begin()
         state.cache.settle()
         state.cache.reserve(T)
         places_RT = _counted(state.lengths, T, tokens_RT.device)
@@ -180,14 +194,21 @@ class Decoder(nn.Module):
             x_RTD = self.embed_norm(x_RTD)
         bias = self._self_bias(places_RT, state, T)
         angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
+        if clock is not None:
+            clock.end("vocabulary")
         for layer in self.stack:
-            x_RTD = layer(x_RTD, state, bias, angles, probe)
+            x_RTD = layer(x_RTD, state, bias, angles, probe, clock)
         state.cache.advance([T] * R if counts is None else counts)
         return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], float32."""
-        return self.head(hidden, self.embed)
+        if self.clock is None:
+            return self.head(hidden, self.embed)
+        self.clock.begin()
+        logits = self.head(hidden, self.embed)
+        self.clock.end("vocabulary")
+        return logits
 
     def logits_of(self, hidden_RD: Tensor, tokens: Sequence[int]) -> Tensor:
         """[R, D] -> [R, V], float32: the logits of some tokens, and -inf for all others."""

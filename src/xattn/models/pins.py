@@ -40,6 +40,11 @@ class Pins:
         """Whether this very projection is kept; safe to ask from any thread."""
         return any(pinned.projection is projection for pinned in list(self._held.values()))
 
+    @property
+    def projections(self) -> list[Projection]:
+        """All that is kept."""
+        return [pinned.projection for pinned in list(self._held.values())]
+
     def forms_of(self, memory: Memory) -> list[Form]:
         """The forms that a memory is pinned in, as :meth:`instead_of` would find them."""
         if not self._held:

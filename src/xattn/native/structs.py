@@ -168,4 +168,5 @@ class Step(Structure):
         ("threads", c_int64),
         ("workspace", c_void_p),
         ("workspace_bytes", c_int64),
+        ("times", c_void_p),
     ]

@@ -129,6 +129,11 @@ class MemoryStore:
         require(is_whole(value, 1), "capacity_bytes", "at least 1", value)
         self._tiers.capacity_bytes = value
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the memories that this process holds."""
+        return self._tiers.ram.size_bytes
+
     def __repr__(self) -> str:
         tenant = f", tenant {self.tenant!r}" if self.tenant else ""
         return f"MemoryStore({str(self.root)!r}, {self.codec}{tenant})"

@@ -9,6 +9,7 @@
 // Axes: R rows, T tokens of each, M = R * T, D model width, H heads, G key/value heads, K head
 // width, S positions of a memory, V vocabulary.
 #include <atomic>
+#include <chrono>
 #include <omp.h>
 #include <sched.h>
 #include <vector>
@@ -103,7 +104,10 @@ struct Step {
     int64_t threads;
     uint8_t *workspace;
     int64_t workspace_bytes;
+    int64_t *times;  // nanoseconds of each part are added here; null: nobody counts
 };
+
+enum Part { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD, VOCABULARY };
 
 namespace {
 
@@ -148,6 +152,20 @@ struct Worker {
     }
 
     static constexpr int64_t PATIENCE = 2000;  // looks before another thread is let onto the core
+};
+
+// Adds what has passed since the last time to a part's nanoseconds, if anyone counts.
+struct Stopwatch {
+    using Clock = std::chrono::steady_clock;
+    int64_t *times;
+    Clock::time_point since = times ? Clock::now() : Clock::time_point{};
+
+    void end(Part part) {
+        if (!times) return;
+        const auto now = Clock::now();
+        times[part] += std::chrono::duration_cast<std::chrono::nanoseconds>(now - since).count();
+        since = now;
+    }
 };
 
 constexpr int64_t PHASES = 20;           // at most in a layer
@@ -270,16 +288,24 @@ struct Pass {
 #pragma omp parallel num_threads(threads)
         {
             Worker w{phases, omp_get_thread_num()};
+            Stopwatch watch{w.me == 0 ? step.times : nullptr};
             w.share(M, [&](int64_t m) { embed(m); });
+            watch.end(VOCABULARY);
             for (int64_t l = 0, reading = 0; l < d.layers; l++) {
                 const Layer &layer = d.layer[l];
                 attend_self(w, layer, l);
-                if (layer.crosses) attend_memories(w, layer, reading++);
+                watch.end(SELF_ATTENTION);
+                if (layer.crosses) {
+                    attend_memories(w, layer, reading++);
+                    watch.end(CROSS_ATTENTION);
+                }
                 feed_forward(w, layer);
+                watch.end(FEED_FORWARD);
             }
             if (d.final_norm.kind != NO_NORM)
                 w.share(M, [&](int64_t m) { norm(d.final_norm, x + m * d.width, x + m * d.width, d.width); });
             if (step.wanted_count) head(w);
+            watch.end(VOCABULARY);
         }
     }
 

@@ -1,0 +1,149 @@
+"""``xattn profile``: run a model, measure, and set what was measured beside what was foretold."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xattn.cli.console import print_json, print_line, print_note, print_table
+from xattn.cli.options import LOADING, Json, takes, whole_numbers
+from xattn.errors import UsageError
+from xattn.spec import Form
+
+INPUTS, MEASURED, SHOWN = "What is attended to", "What is measured", "What is shown"
+TABLES = (".csv", ".tsv", ".tab")
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Alias (`xattn models`), hub id, directory, GGUF file, or pkg:…"
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="FILE",
+        rich_help_panel=INPUTS,
+        help="A text file, a table (.csv, .tsv), or a recording; repeatable, and all are attended "
+        "to at once.",
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", rich_help_panel=INPUTS, help="A text itself; repeatable."),
+]
+PromptText = Annotated[
+    str | None,
+    typer.Option("--prompt", rich_help_panel=INPUTS, help="What the decoder goes on from."),
+]
+Beams = Annotated[int, typer.Option("--num-beams", min=1, rich_help_panel=MEASURED)]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, rich_help_panel=MEASURED, help="Tokens decoded.")
+]
+FormName = Annotated[
+    Form, typer.Option("--form", rich_help_panel=MEASURED, help="How memories are read.")
+]
+Rounds = Annotated[
+    int, typer.Option(min=1, rich_help_panel=MEASURED, help="Times are medians over so many.")
+]
+Lengths = Annotated[
+    str,
+    typer.Option(
+        metavar="S,S,…", rich_help_panel=MEASURED, help="Lengths of a memory to time a step over."
+    ),
+]
+Requests = Annotated[
+    str,
+    typer.Option(
+        metavar="N,N,…",
+        rich_help_panel=MEASURED,
+        help="Numbers of requests to compare a store with none.",
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", rich_help_panel=SHOWN, help="Write a page with pictures here."
+    ),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        "--pictures", metavar="DIR", rich_help_panel=SHOWN, help="Write PNG and SVG files here."
+    ),
+]
+
+
+@takes(loading=LOADING)
+def profile(
+    model: Name,
+    inputs: Inputs = None,
+    text: Texts = None,
+    prompt: PromptText = None,
+    num_beams: Beams = 1,
+    max_new_tokens: NewTokens = 64,
+    form: FormName = "materialized",
+    rounds: Rounds = 5,
+    lengths: Lengths = "256,1024,4096,16384",
+    requests: Requests = "1,2,4,8",
+    html: Page = None,
+    pictures: Pictures = None,
+    json: Json = False,
+    *,
+    loading: dict[str, Any],
+) -> None:
+    """Run MODEL on real input, and measure: bytes by owner, time by phase, when a store pays.
+
+    What was measured stands beside what `xattn plan` says. The page is one file that needs no other.
+    """
+    from xattn.profiling.report import phase_rows, size_rows, store_sentence, write_page
+    from xattn.profiling.run import Wishes, profile
+
+    wishes = Wishes(
+        prompt=prompt,
+        beams=num_beams,
+        new_tokens=max_new_tokens,
+        form=form,
+        rounds=rounds,
+        lengths=whole_numbers("lengths", lengths),
+        requests=whole_numbers("requests", requests),
+    )
+    sources = [*map(_source, inputs or ()), *(text or ())]
+    threads = loading.pop("threads", None)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    found = profile(model, sources, wishes, loading=loading, say=print_note)
+    if html is not None or pictures is not None:
+        from xattn.profiling.charts import draw_profile
+
+        with tempfile.TemporaryDirectory() as temporary:
+            stems = draw_profile(found, found.spec, pictures or Path(temporary))
+            if html is not None:
+                write_page(found, stems, html)
+    if json:
+        print_json(found.to_dict())
+        return
+    print_table(("bytes", "foretold", "found", "difference"), size_rows(found))
+    print_line("")
+    print_table(("phase", "time"), phase_rows(found))
+    if found.store is not None:
+        print_line("\n" + store_sentence(found))
+    for path in (html, pictures):
+        if path is not None:
+            print_line(f"written to {path}")
+
+
+def _source(name: str) -> Any:
+    """A table as a table, everything else by its path: a text encoder reads a text file."""
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"`--input` must be a file, but {name!r} is none; `--text` takes a text.")
+    if path.suffix.lower() in TABLES:
+        from xattn.inputs.table import read_table
+
+        return read_table(path)
+    return path

@@ -1,0 +1,171 @@
+"""Pictures of a profile. Needs matplotlib, the extra ``plot``.
+
+They are narrow, with large letters: on a telephone they are shown at half their size.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xattn.ledger import plan
+from xattn.ledger.charts import COLOURS, new_figure, tidy
+from xattn.profiling.run import Profile
+from xattn.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH, LETTERS = 6.4, 11
+KIND_COLOURS = {
+    "document": "#1b6ca8",
+    "text": "#1b6ca8",
+    "table": "#2a9d5c",
+    "audio": "#e07a1f",
+    "image": "#9b5fb5",
+}
+_PHASES = {
+    "load": "#c9c9c9",
+    "canonicalise": "#2a9d5c",
+    "encode": "#1b6ca8",
+    "project": "#e07a1f",
+    "prefill": "#9b5fb5",
+}
+_STEP = "#b5485f"
+POWERS = range(8, 16)
+
+
+def draw_profile(profile: Profile, spec: ModelSpec, directory: Path) -> dict[str, Path]:
+    """Draw what there are figures for, as PNG and SVG; returns the files' stems by name."""
+    makers: dict[str, Callable[[], Figure | None]] = {
+        "phases": lambda: phases(profile),
+        "bytes": lambda: bytes_over_lengths(profile, spec),
+        "latency": lambda: latency(profile),
+        "store": lambda: store(profile),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, maker in makers.items():
+        figure = maker()
+        if figure is not None:
+            figure.savefig(directory / f"{name}.png", dpi=160)
+            figure.savefig(directory / f"{name}.svg")
+            found[name] = directory / name
+    return found
+
+
+def phases(profile: Profile) -> "Figure":
+    """What comes before the first token, and what a step is made of."""
+    before = [(name, value) for name, value in profile.phases.items() if "step" not in name]
+    step = [
+        (name.removeprefix("step: "), value)
+        for name, value in profile.phases.items()
+        if name.startswith("step: ")
+    ]
+    figure = new_figure(WIDTH, 1.7 + 0.42 * (len(before) + len(step)))
+    ratios = [len(before), len(step)]
+    above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": ratios})
+    _bars(above, before, [_PHASES[name] for name, _ in before], "milliseconds, once")
+    _bars(below, step, [_STEP] * len(step), "milliseconds, in each step")
+    return figure
+
+
+def _bars(axes: Any, rows: list[tuple[str, float]], colours: list[str], unit: str) -> None:
+    values = [1e3 * value for _, value in rows]
+    axes.barh(range(len(rows)), values, color=colours, height=0.72)
+    for place, value in enumerate(values):
+        axes.text(value, place, f"  {value:.3g}", va="center", fontsize=LETTERS - 1)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=LETTERS)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit, fontsize=LETTERS)
+    axes.margins(x=0.18)
+    axes.set_xlim(left=0)
+    tidy(axes)
+
+
+def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
+    """What is held, by the ledger, over lengths of each kind of input: one picture above another."""
+    kinds = [kind for kind, _, _ in profile.inputs]
+    kinds = list(dict.fromkeys(kinds))
+    if not kinds:
+        return None
+    figure = new_figure(WIDTH, 3.4 * len(kinds))
+    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
+    setting = profile.ledger.setting
+    lengths = [2**power for power in POWERS]
+    for axes, kind in zip(panels, kinds, strict=True):
+        ledgers = [
+            plan(
+                spec,
+                _whole_inputs(spec, kind, length),
+                beams=setting.beams,
+                form=setting.form,
+                dtype=setting.dtype,
+                weights_dtype=setting.weights_dtype,
+                prompt_tokens=setting.prompt_tokens,
+                new_tokens=setting.new_tokens,
+            )
+            for length in lengths
+        ]
+        whats = [what for what in COLOURS if any(ledger.of(what) for ledger in ledgers)]
+        stacks = [[ledger.of(what) / 2**20 for ledger in ledgers] for what in whats[::-1]]
+        colours = [COLOURS[what] for what in whats[::-1]]
+        axes.stackplot(lengths, stacks, labels=whats[::-1], colors=colours)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(lengths[0], lengths[-1])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(f"positions of {kind}", fontsize=LETTERS)
+        axes.set_ylabel("MiB held", fontsize=LETTERS)
+        axes.legend(fontsize=LETTERS - 2, loc="upper left", frameon=False, reverse=True)
+        tidy(axes)
+    return figure
+
+
+def _whole_inputs(spec: ModelSpec, kind: str, positions: int) -> dict[str, Any]:
+    """So many positions, in as many sources as an encoder with a limit needs."""
+    encoder = spec.encoder
+    limit = None if encoder is None else encoder.position.limit
+    if limit is None or positions <= limit:
+        return {kind: positions}
+    return {kind: (-(-positions // limit), limit)}
+
+
+def latency(profile: Profile) -> "Figure | None":
+    """Milliseconds of a step over the length of a memory, each kind a line."""
+    if not profile.lengths:
+        return None
+    figure = new_figure(WIDTH, 3.6)
+    axes: Any = figure.subplots()
+    for kind in dict.fromkeys(one.kind for one in profile.lengths):
+        some = [one for one in profile.lengths if one.kind == kind]
+        xs, ys = [one.positions for one in some], [1e3 * one.seconds for one in some]
+        axes.plot(xs, ys, "o-", color=KIND_COLOURS[kind], label=kind, linewidth=1.6)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("positions of the memory", fontsize=LETTERS)
+    axes.set_ylabel("milliseconds a step", fontsize=LETTERS)
+    axes.legend(fontsize=LETTERS - 1, frameon=False)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    tidy(axes)
+    return figure
+
+
+def store(profile: Profile) -> "Figure | None":
+    """Seconds for so many requests with and without a store, and where they should meet."""
+    times = profile.store
+    if times is None:
+        return None
+    figure = new_figure(WIDTH, 3.6)
+    axes: Any = figure.subplots()
+    counts = [count for count, _, _ in times.measured]
+    axes.plot(counts, [a for _, a, _ in times.measured], "o-", color="#7a7a7a", label="no store")
+    axes.plot(counts, [b for _, _, b in times.measured], "o-", color="#1b6ca8", label="a store")
+    if times.predicted_requests <= max(counts):
+        label = f"foretold: {times.predicted_requests:.2f} requests"
+        axes.axvline(times.predicted_requests, color=_STEP, linestyle="--", label=label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests for the same inputs", fontsize=LETTERS)
+    axes.set_ylabel("seconds until all are encoded", fontsize=LETTERS)
+    axes.legend(fontsize=LETTERS - 1, frameon=False)
+    tidy(axes)
+    return figure
