@@ -96,7 +96,7 @@ def profile(
 ) -> None:
     """Run MODEL on real input, and measure: bytes by owner, time by phase, when a store pays.
 
-    What was measured stands beside what `xattn plan` says. The page is one file that needs no other.
+    What was measured stands beside what `xattn plan` says. The page needs no other file.
     """
     from xattn.profiling.report import phase_rows, size_rows, store_sentence, write_page
     from xattn.profiling.run import Wishes, profile

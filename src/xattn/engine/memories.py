@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -125,7 +126,7 @@ class Memories:
         for entry in self._held.values():
             own, total = entry.own_projection, entry.held_bytes(self._model.pins)
             projected = 0 if own is None else own.size_bytes
-            about = {"input": KIND_OF[entry.modality], "positions": entry.positions}
+            about: dict[str, Any] = {"input": KIND_OF[entry.modality], "positions": entry.positions}
             if own is not None:
                 yield Row(what=what_of(own), bytes=projected, **about)
             if total > projected:

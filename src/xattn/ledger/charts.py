@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xattn.errors import MissingExtraError, UsageError
-from xattn.ledger.account import Account, Ledger, readable_bytes
+from xattn.ledger.account import Account, Ledger, What, readable_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-COLOURS = {
+COLOURS: dict[What, str] = {
     "states": "#1b6ca8",
     "int8 states": "#7db4d8",
     "keys and values": "#e07a1f",

@@ -9,7 +9,7 @@ frames, M mel bins.
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class Network(nn.Module):
         """
         maker: nn.Module = self.decoder if self.encoder is None else self.encoder
         # Weights alone do not say how many heads they are cut into, or what eps a norm has.
-        about = f"{self.spec.encoder or self.spec.decoder!r} {settings_of(maker)}"
+        about = f"{said(self.spec.encoder or self.spec.decoder)} {settings_of(maker)}"
         named = list(maker.state_dict(keep_vars=True).items())
         stamp = about + stamp_of(tensor for _, tensor in named)
         if self._encoder_digest is None or self._encoder_digest[0] != stamp:
@@ -318,6 +318,16 @@ def digest_of_weights(about: str, named: Iterable[tuple[str, Tensor]], hash: Has
         what = f"{name}{tuple(weight.shape)}{weight.dtype}"
         parts += [what.encode(), bytes_of(weight.cpu())]
     return digest_of(*parts, hash=hash)
+
+
+def said(value: object) -> str:
+    """A spec as text, but for what is as it usually is: a field that is new changes no digest."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    changed = ((f.name, getattr(value, f.name)) for f in fields(value))
+    defaults = {f.name: f.default for f in fields(value)}
+    parts = [f"{name}={said(part)}" for name, part in changed if part != defaults[name]]
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
 def settings_of(maker: nn.Module) -> str:

@@ -83,7 +83,7 @@ def _bars(axes: Any, rows: list[tuple[str, float]], colours: list[str], unit: st
 
 
 def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
-    """What is held, by the ledger, over lengths of each kind of input: one picture above another."""
+    """What is held, by the ledger, over lengths of each kind of input, one below the other."""
     kinds = [kind for kind, _, _ in profile.inputs]
     kinds = list(dict.fromkeys(kinds))
     if not kinds:

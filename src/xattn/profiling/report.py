@@ -21,7 +21,8 @@ p { margin: .4rem 0; max-width: 46rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td + td, th + th { text-align: right; }
-.pictures { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
+.pictures { display: grid; gap: 1.5rem;
+            grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; max-width: 40rem; height: auto; }
 figcaption { color: var(--faint); font-size: .9rem; }

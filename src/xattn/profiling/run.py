@@ -214,7 +214,8 @@ class _Run:
 
     def once(self) -> dict[str, float]:
         """Canonicalise, encode, project and decode; seconds of each, and of a step's parts."""
-        model, wishes, found = self._model, self._wishes, {}
+        model, wishes = self._model, self._wishes
+        found: dict[str, float] = {}
         prepared = _timed(found, "canonicalise", lambda: self._prepared())
         self.memories = _timed(found, "encode", lambda: model.encode_prepared(prepared))
         _timed(found, "project", self._pin)
@@ -358,10 +359,13 @@ class _Run:
             measured=measured,
         )
 
+    def _encoded(self) -> list[Memory]:
+        return self._model.encode_prepared(self._prepared())
+
     def _without(self, count: int) -> float:
         begun = time.perf_counter()
         for _ in range(count):
-            self._model.encode_prepared(self._prepared())
+            self._encoded()
         return time.perf_counter() - begun
 
     def _with(self, count: int, directory: Path) -> float:
