@@ -66,7 +66,11 @@ class TreeNetwork:
         self.spec = ModelSpec(family="tree", decoder=decoder, tokens=TokenSpec(eos=eos))
 
     def start(
-        self, attended: Sequence[Sequence[Memory]], *, form: str = "materialized"
+        self,
+        attended: Sequence[Sequence[Memory]],
+        *,
+        form: str = "materialized",
+        most: int | None = None,
     ) -> TreeState:
         return TreeState(["+".join(m.label for m in memories) for memories in attended])
 

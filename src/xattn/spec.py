@@ -64,12 +64,14 @@ def dtype_bytes(dtype: str) -> int:
 def grown_capacity(capacity: int, needed: int, most: int | None = None) -> int:
     """Tokens that a self-attention cache has room for when it must hold ``needed``.
 
-    It doubles, so that growth costs O(1) a token, and ends at ``most`` where that is known.
+    It doubles, so that growth costs O(1) a token, and rests at ``most`` where that is known.
     """
     if needed <= capacity:
         return capacity
     generous = max(2 * capacity, FIRST_CAPACITY)
-    return max(needed, min(generous, most or generous))
+    if most is not None and needed <= most:
+        generous = min(generous, most)
+    return max(needed, generous)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,13 +392,6 @@ class DecoderSpec(StackSpec):
     def self_cache_bytes(self, tokens: int, *, rows: int = 1, dtype: str = "float32") -> int:
         """Keys and values of ``tokens`` generated or prompted tokens in ``rows`` rows."""
         return rows * tokens * self.kv_width * dtype_bytes(dtype)
-
-    def cache_capacity(self, prompt_tokens: int, tokens: int) -> int:
-        """Tokens that the cache of a row has room for that was fed a prompt, then all of these."""
-        capacity = grown_capacity(0, prompt_tokens)
-        while capacity < tokens:
-            capacity = grown_capacity(capacity, capacity + 1)
-        return capacity
 
     def cross_bytes(
         self, positions: int, *, form: Form = "materialized", dtype: str = "float32"

@@ -33,7 +33,9 @@ class Driven:
         self, memory=None, prompt=None, *, tenant="", priority=0, deadline_seconds=None, **settings
     ):
         job = self.job(memory, prompt, **settings)
-        self.worker.submit(job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds)
+        self.worker.submit(
+            job, tenant=tenant, priority=priority, deadline_seconds=deadline_seconds, wait=True
+        )
         return job.ticket
 
     def job(self, memory=None, prompt=None, **settings):

@@ -269,3 +269,34 @@ def test_bounds_that_are_none(bart, arguments, said):
         xattn.Engine(bart, **arguments)
     with pytest.raises(UsageError, match="model"):
         xattn.Engine("bart")
+
+
+def test_what_must_not_wait_is_refused_with_the_numbers(model_of):
+    model = model_of("bart")
+    alone = Driven(model).job([5, 6, 7], **FULL)
+    needed = Driven(model).admission.predicted([alone]).total
+    with xattn.Engine(model, capacity_bytes=int(1.5 * needed)) as engine:
+        first = engine.submit([5, 6, 7], **FULL)
+        with pytest.raises(CapacityError, match=r"1 requests are there, .* 2 rows and \d+ bytes"):
+            engine.submit([8, 9, 10], wait=False, **FULL)
+        assert engine.stats().refused == 1
+        second = engine.submit([8, 9, 10], **FULL)
+        assert len(first.result().tokens) == len(second.result().tokens) == 40
+        assert len(engine.submit([8, 9, 10], wait=False, **FULL).result().tokens) == 40
+
+
+def test_the_account_is_of_what_is_held(model_of):
+    model = model_of("bart")
+    memory = model.encode([5, 6, 7, 8])
+    driven = Driven(model)
+    driven.submit(memory, **FULL)
+    driven.submit([9, 10, 11], **FULL)
+    driven.worker.turn()
+    account, held = driven.worker.ledger(), driven.worker.held
+    by_what = {what: account.of(what) for what in ("keys and values", "states")}
+    assert sum(by_what.values()) == held.memories
+    assert by_what["states"] == 3 * model.spec.decoder.memory_width * 4
+    assert account.of("self-attention cache") == held.cache > 0
+    assert account.of("workspace") == held.work
+    weights = {p.data_ptr(): p.nbytes for p in model.network.parameters()}
+    assert account.of("weights") == sum(weights.values())

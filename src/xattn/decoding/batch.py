@@ -43,8 +43,18 @@ class Steps(Protocol[S]):
         """Where its weights are."""
         ...
 
-    def start(self, attended: Sequence[Sequence[Attended]], /, *, form: Form = ...) -> S:
-        """A state with one row per request, which attends to these memories."""
+    def start(
+        self,
+        attended: Sequence[Sequence[Attended]],
+        /,
+        *,
+        form: Form = ...,
+        most: int | None = ...,
+    ) -> S:
+        """A state with a row per request, which attends to these memories and sees ``most`` tokens.
+
+        It may see more, and then takes up to twice the room.
+        """
         ...
 
     def step(
@@ -146,7 +156,10 @@ def prefill(
     tokens_RT = torch.tensor(padded, device=network.device)
     ragged = min(lengths) < longest
     counts_R = torch.tensor(lengths, device=network.device) if ragged else None
-    state = network.start([request.memories for request in batch.requests], form=form)
+    # The last token that a row chooses is not fed.
+    most = max(n + limit - 1 for n, limit in zip(lengths, batch.limits, strict=True))
+    memories = [request.memories for request in batch.requests]
+    state = network.start(memories, form=form, most=most)
     return state, network.step(tokens_RT, state, counts_R, only=only)
 
 

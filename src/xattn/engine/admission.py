@@ -90,6 +90,19 @@ class Admission:
                 "or give the engine more."
             )
 
+    def require_beside(self, jobs: Collection[Job], job: Job) -> None:
+        """Raise :class:`CapacityError` for a request that cannot begin beside these at once."""
+        if self.fits(jobs, job):
+            return
+        needed, rows = self.predicted([*jobs, job]), sum(one.rows for one in [*jobs, job])
+        raise CapacityError(
+            f"{len(jobs)} requests are there, and with this one there would be {rows} rows and "
+            f"{needed.total} bytes ({needed.cache} for caches, {needed.memories} for memories, "
+            f"{needed.work} to work in), but max_rows is {self.bounds.max_rows} and "
+            f"capacity_bytes is {self.bounds.capacity_bytes}; let it wait (wait=True), or try "
+            "again when one of them has ended."
+        )
+
     def fits(self, jobs: Collection[Job], job: Job) -> bool:
         """Whether there is room for another one beside these."""
         together = [*jobs, job]

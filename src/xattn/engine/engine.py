@@ -83,6 +83,7 @@ class Engine:
         tenant: str = "",
         priority: int = 0,
         deadline_seconds: float | None = None,
+        wait: bool = True,
         **settings: Any,
     ) -> Ticket:
         """Hand in a request; its ticket gives the answer, the text as it comes, or an error.
@@ -94,8 +95,9 @@ class Engine:
         :class:`~xattn.DeadlineError`, wherever it is.
 
         Raises what :meth:`Model.generate <xattn.Model.generate>` does for arguments out of their
-        bounds, :class:`~xattn.CapacityError` for a request that can never fit,
-        :class:`~xattn.QueueFullError` and :class:`~xattn.EngineClosedError`.
+        bounds, :class:`~xattn.CapacityError` for a request that can never fit, or that would have
+        to ``wait`` and must not, :class:`~xattn.QueueFullError` and
+        :class:`~xattn.EngineClosedError`.
         """
         require(isinstance(tenant, str), "tenant", "text", tenant)
         require(is_whole(priority), "priority", "a whole number", priority)
@@ -106,7 +108,9 @@ class Engine:
         )
         job = self._worker.desk.job(memory, question, settings)
         seconds = None if deadline_seconds is None else float(deadline_seconds)
-        self._worker.submit(job, tenant=tenant, priority=int(priority), deadline_seconds=seconds)
+        self._worker.submit(
+            job, tenant=tenant, priority=int(priority), deadline_seconds=seconds, wait=wait
+        )
         return job.ticket
 
     async def generate(

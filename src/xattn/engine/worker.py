@@ -65,9 +65,9 @@ class Worker:
     # Callers' threads
 
     def submit(
-        self, job: Job, *, tenant: str, priority: int, deadline_seconds: float | None
+        self, job: Job, *, tenant: str, priority: int, deadline_seconds: float | None, wait: bool
     ) -> None:
-        """Put a job into the queue, or refuse it."""
+        """Put a job into the queue, or refuse it; one that may not ``wait``, if it had to."""
         job.tenant, job.priority, job.deadline_seconds = tenant, priority, deadline_seconds
         with self.lock:
             if self.closed is not None:
@@ -76,6 +76,8 @@ class Worker:
             try:
                 brought, job.reads = job.reads, self._memories.found(job.reads)
                 self._admission.require_possible(job)
+                if not wait:
+                    self._admission.require_beside(self._unanswered, job)
                 most = self._admission.bounds.max_queue
                 if len(self.scheduler) >= most:
                     raise QueueFullError(

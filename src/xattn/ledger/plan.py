@@ -174,16 +174,15 @@ def encoding_flops(encoder: EncoderSpec, amount: Amount) -> int:
 
 
 def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
-    """Keys and values of prompts and answers: the cache has room for some more."""
+    """Keys and values of prompts and answers, but for the last token, which is not fed."""
     fed = setting.prompt_tokens + setting.new_tokens - 1
-    capacity = decoder.cache_capacity(setting.prompt_tokens, fed)
     rows, dtype, seen = setting.rows, setting.dtype, setting.seen
     own = decoder.self_attention
     yield Row(
         input="answer",
         what="self-attention cache",
         positions=rows * fed,
-        bytes=decoder.self_cache_bytes(capacity, rows=rows, dtype=dtype),
+        bytes=decoder.self_cache_bytes(fed, rows=rows, dtype=dtype),
         step_bytes=decoder.self_cache_bytes(seen, rows=rows, dtype=dtype),
         step_flops=rows * 4 * own.heads * own.head_width * (seen + 1) * decoder.self_layers,
     )

@@ -139,12 +139,17 @@ class Network(nn.Module):
         return self._project([memory], form)
 
     def start(
-        self, attended: Sequence[Sequence[Attended]], *, form: Form = "materialized"
+        self,
+        attended: Sequence[Sequence[Attended]],
+        *,
+        form: Form = "materialized",
+        most: int | None = None,
     ) -> DecodeState:
         """A state with one row per entry of ``attended``, each attending to the memories it lists.
 
         Memories are told apart by key and mask, and each distinct one is projected once; a
-        :class:`Projection` of one memory is taken as it is.
+        :class:`Projection` of one memory is taken as it is. No row is expected to see more than
+        ``most`` tokens: the cache grows to that, and only then beyond.
         """
         depth = max((len(items) for items in attended), default=0)
         if self.spec.decoder.cross_attention is None:
@@ -156,7 +161,9 @@ class Network(nn.Module):
         readings = [tuple(placed[identity_of(item)] for item in items) for items in attended]
         self._refresh_compiled()
         offsets = [sum(map(kv_positions, items)) for items in attended]
-        return DecodeState(self.spec.decoder, readings, self.dtype, self.device, offsets)
+        state = DecodeState(self.spec.decoder, readings, self.dtype, self.device, offsets)
+        state.cache.most = most
+        return state
 
     @torch.inference_mode()
     def step(
