@@ -40,12 +40,39 @@ def print_note(message: str) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns of text, as wide as they need to be: nothing is cut off in a pipe."""
+    """Columns of text, as wide as they need to be: nothing is cut off in a pipe.
+
+    On a terminal lines are folded where they are too long for it, and numbers stand below numbers.
+    """
+    if sys.stdout.isatty():
+        _print_rich_table(header, rows)
+        return
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print_line("  ".join(cells).rstrip())
+
+
+def _print_rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for place, name in enumerate(header):
+        cells = [row[place] for row in rows]
+        table.add_column(name, justify="right" if _are_numbers(cells) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a bracket is a bracket, and no markup
+    Console().print(table)
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Whether all that is there begins with a digit or a sign."""
+    written = [cell for cell in cells if cell not in ("", "none", "-")]
+    return bool(written) and all(cell[0].isdigit() or cell[0] in "+-≈" for cell in written)
 
 
 class Progress:

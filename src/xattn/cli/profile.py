@@ -1,5 +1,6 @@
 """``xattn profile``: run a model, measure, and set what was measured beside what was foretold."""
 
+import random
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from xattn.spec import Form
 
 INPUTS, MEASURED, SHOWN = "What is attended to", "What is measured", "What is shown"
 TABLES = (".csv", ".tsv", ".tab")
+MOST_RANDOM = 90
+"""Of random token ids: every vocabulary has these."""
 
 Name = Annotated[
     str,
@@ -33,6 +36,15 @@ Inputs = Annotated[
 Texts = Annotated[
     list[str] | None,
     typer.Option("--text", rich_help_panel=INPUTS, help="A text itself; repeatable."),
+]
+RandomTokens = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--tokens",
+        min=1,
+        rich_help_panel=INPUTS,
+        help="A text of so many random tokens, for models without a tokenizer; repeatable.",
+    ),
 ]
 PromptText = Annotated[
     str | None,
@@ -81,6 +93,7 @@ def profile(
     model: Name,
     inputs: Inputs = None,
     text: Texts = None,
+    tokens: RandomTokens = None,
     prompt: PromptText = None,
     num_beams: Beams = 1,
     max_new_tokens: NewTokens = 64,
@@ -110,7 +123,7 @@ def profile(
         lengths=whole_numbers("lengths", lengths),
         requests=whole_numbers("requests", requests),
     )
-    sources = [*map(_source, inputs or ()), *(text or ())]
+    sources = [*map(_source, inputs or ()), *(text or ()), *map(random_ids, tokens or ())]
     threads = loading.pop("threads", None)
     if threads is not None:
         import torch
@@ -135,6 +148,12 @@ def profile(
     for path in (html, pictures):
         if path is not None:
             print_line(f"written to {path}")
+
+
+def random_ids(count: int) -> list[int]:
+    """Ordinary tokens; the same for the same count, and of any vocabulary that is larger."""
+    draw = random.Random(count)
+    return [draw.randint(3, MOST_RANDOM) for _ in range(count)]
 
 
 def _source(name: str) -> Any:

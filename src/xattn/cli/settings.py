@@ -45,6 +45,7 @@ PER_CALL = (
     "list_shapes",
     "plot",
     "inputs",
+    "tokens",
     "prompt",
     "html",
     "pictures",

@@ -1,0 +1,116 @@
+"""What the ledger foretells, and what is found: bytes, peaks, and when a store pays.
+
+    python benchmarks/ledger.py
+
+Profiles in processes of their own: Whisper tiny.en on a recording, the shapes of T5-small and
+T5-base on random texts, the grapheme-to-phoneme BART, SmolLM2; in float32 and int8, in every form.
+
+Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from real_weights import RESULTS
+
+from xattn.bench.machine import record
+
+RECORDING = Path(__file__).parents[1] / "examples/assets/recording.wav"
+HEARD = ["--input", str(RECORDING)]
+READ = ["--text", "Paris is the capital of France. " * 40, "--prompt", "The capital is"]
+CASES: list[tuple[str, str, list[str]]] = [
+    ("Whisper tiny.en", "whisper-tiny.en", HEARD),
+    (
+        "Whisper tiny.en, 5 beams",
+        "whisper-tiny.en",
+        [*HEARD, "--num-beams", "5"],
+    ),
+    (
+        "Whisper tiny.en, absorbed, int8",
+        "whisper-tiny.en",
+        [*HEARD, "--form", "absorbed", "--quantize", "int8"],
+    ),
+    ("G2P", "g2p-en", ["--text", "attention", "--max-new-tokens", "24"]),
+    ("SmolLM2-135M", "smollm2-135m-instruct", READ),
+]
+SHAPES = ("t5-small", "t5-base")
+FORMS = ("materialized", "absorbed", "materialized-int8", "absorbed-int8")
+
+
+def main() -> None:
+    found: dict[str, Any] = {"machine": record(2), "cases": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        cases = list(CASES)
+        for shape in SHAPES:
+            cases += random_cases(shape, Path(directory))
+        for name, model, options in cases:
+            found["cases"][name] = profiled(model, options)
+            print(name, flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "ledger.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = page(found)
+    (RESULTS / "ledger.md").write_text(text)
+    print(text)
+
+
+def random_cases(shape: str, directory: Path) -> list[tuple[str, str, list[str]]]:
+    """A text of 2048 tokens; the model has no tokenizer, so it is given as ids."""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "xattn.bench.making", shape, str(directory)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    model = str(directory / shape / "transformers")
+    ids = ["--tokens", "2048", "--num-beams", "4"]
+    cases = [(f"{shape}, {form}", model, [*ids, "--form", form]) for form in FORMS]
+    return [*cases, (f"{shape}, int8 weights", model, [*ids, "--quantize", "int8"])]
+
+
+def profiled(model: str, options: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "xattn", "profile", model]
+    done = subprocess.run(
+        [*command, *options, "--threads", "2", "--offline", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(f"{model} {options}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = ["# Foretold and found", ""]
+    lines += [", ".join(f"{k} {v}" for k, v in found["machine"].items()), ""]
+    lines += [
+        "| model | largest difference of states, keys and values, cache, weights "
+        "| peak in RAM: foretold, found | a store pays from: foretold, found |",
+        "|---|---|---|---|",
+    ]
+    for name, case in found["cases"].items():
+        worst = max((abs(s["predicted"] / s["measured"] - 1) for s in case["sizes"]), default=0)
+        peak, said = case["peak_bytes"], case["predicted_peak_bytes"]
+        lines.append(
+            f"| {name} | {worst:.2%} | {said / 2**20:.0f} and {peak / 2**20:.0f} MiB "
+            f"({said / peak - 1:+.1%}) | {store_of(case)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def store_of(case: dict[str, Any]) -> str:
+    times = case["store"]
+    if times is None:
+        return "no inputs"
+    said = times["predicted_requests"]
+    quicker = [count for count, without, with_one in times["measured"] if with_one < without]
+    tried = [count for count, _, _ in times["measured"]]
+    found = f"{quicker[0]} of {tried}" if quicker else f"none of {tried}"
+    return f"{'never' if said is None else f'{said:.2f} requests'}, {found}"
+
+
+if __name__ == "__main__":
+    main()
