@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from xattn.bench.making import make
-from xattn.bench.reads import weights_read
+from xattn.counts import read_bytes
 from xattn.errors import UsageError
 from xattn.models.formats import huggingface
 
@@ -57,4 +57,4 @@ def test_bytes_of_a_step_are_the_matrices_it_multiplies_with(t5, model):
         for name, weight in model.decoder.named_parameters()
         if weight.dim() > 1 and not any(part in name for part in once)
     ]
-    assert weights_read(spec) == sum(matrices) + model.shared.weight.numel()
+    assert read_bytes(spec) == 4 * (sum(matrices) + model.shared.weight.numel())
