@@ -6,7 +6,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.counts import decoder_flops, encoder_flops, memory_flops, parameters
-from xattn.ledger.shapes import shapes, spec_of
+from xattn.ledger.shapes import shapes
+from xattn.ledger.specs import spec_of
 
 KINDS = {
     "t5": "T5ForConditionalGeneration",

@@ -10,7 +10,7 @@ from xattn.ledger import Ledger, plan
 from xattn.ledger.alternatives import alternatives
 from xattn.ledger.amounts import amount_of, tiles_of
 from xattn.ledger.fit import fit
-from xattn.ledger.shapes import spec_from_config, spec_of
+from xattn.ledger.specs import spec_from_config, spec_of
 from xattn.spec import FORMS, ImageStemSpec
 
 T5 = spec_of("t5-base")
@@ -45,7 +45,7 @@ def test_llama_vision_as_published():
 
 def test_no_torch_is_needed():
     code = (
-        "import sys; from xattn.ledger import plan; from xattn.ledger.shapes import spec_of\n"
+        "import sys; from xattn.ledger import plan; from xattn.ledger.specs import spec_of\n"
         f"plan(spec_of({VISION!r}), {{'image': '2'}}, batch=16, beams=4)\n"
         "from xattn.cli import main; main(['plan', 't5-11b', '--document', '8192'])\n"
         "assert not {'torch', 'numpy', 'transformers'} & sys.modules.keys(), 'too much'"
@@ -232,6 +232,14 @@ def test_unknown_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(CheckpointError, match=r"`model_type` must be one of"):
         spec_of(tmp_path / "config.json")
+
+
+def test_models_on_disk_are_planned_without_their_weights(tmp_path):
+    spec = spec_of("smollm2-135m-instruct")
+    assert plan(spec, {"text": 10}).of("weights") == 4 * 134_515_008
+    assert spec_of("g2p-en").encoder.modality == "text"
+    with pytest.raises(CheckpointError, match="someone/something: is not in the cache"):
+        spec_of("someone/something")
 
 
 def test_a_config_says_what_is_missing():

@@ -7,7 +7,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from xattn.counts import parameters
 from xattn.ledger.hardware import machine_of
-from xattn.ledger.shapes import shapes, spec_of
+from xattn.ledger.shapes import shapes
+from xattn.ledger.specs import spec_of
 from xattn.ledger.training import (
     Data,
     activation_bytes,

@@ -16,7 +16,8 @@ from xattn.ledger.amounts import KINDS
 from xattn.ledger.fit import Fit, fit
 from xattn.ledger.hardware import Estimate, estimate, machine_of, machines
 from xattn.ledger.plan import NEW_TOKENS, plan
-from xattn.ledger.shapes import shapes, spec_of
+from xattn.ledger.shapes import shapes
+from xattn.ledger.specs import spec_of
 from xattn.ledger.training import (
     RANK,
     UTILISATION,
@@ -34,7 +35,7 @@ ShapeName = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A built-in shape (`--list`), its hub id, a config.json, or a directory with one.",
+        help="A built-in shape (`--list`), a hub id, a config.json, or a model on disk.",
     ),
 ]
 
@@ -104,6 +105,7 @@ FitSize = Annotated[
 ListShapes = Annotated[
     bool, typer.Option("--list", rich_help_panel=SHOWN, help="The shapes that are built in.")
 ]
+Offline = Annotated[bool, typer.Option("--offline/--online", help="Never touch the network.")]
 PlotFile = Annotated[
     Path | None,
     typer.Option(
@@ -133,6 +135,7 @@ def plan_model(
     fit_bytes: FitSize = None,
     list_shapes: ListShapes = False,
     plot: PlotFile = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """What MODEL will take, by arithmetic: bytes, operations, seconds and dollars.
@@ -146,7 +149,7 @@ def plan_model(
         return
     if model is None:
         raise UsageError("`MODEL` must be given: a shape of `xattn plan --list`, or a config.json.")
-    spec = spec_of(model)
+    spec = spec_of(model, offline=offline)
     given = {"document": document, "text": text, "table": table, "audio": audio, "image": image}
     inputs = {str(kind): given[kind] for kind in KINDS if given[kind] is not None}
     settings: dict[str, Any] = {
@@ -314,6 +317,7 @@ def plan_train(
     gpu: TrainGpu = "h100",
     hardware: Hardware = None,
     budget: Budget = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """What training MODEL takes: memory, operations, hours and dollars, and where from.
@@ -324,7 +328,7 @@ def plan_train(
     """
     if model is None:
         raise UsageError("`MODEL` must be given: a shape of `xattn plan --list`, or a config.json.")
-    spec, machine = spec_of(model), machine_of(gpu, hardware)
+    spec, machine = spec_of(model, offline=offline), machine_of(gpu, hardware)
     data = Data(
         tokens=_count(tokens),
         source_length=source_length,

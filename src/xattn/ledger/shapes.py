@@ -1,20 +1,8 @@
-"""Shapes of published models, as their configs say them, and specs from any config.
+"""Shapes of published models, as their configs say them."""
 
-Most are families that xattn runs, and their specs are read as a checkpoint's are. The others it can
-describe, and not run: :mod:`xattn.ledger.described`.
-"""
-
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
-
-from xattn.errors import UsageError
-from xattn.ledger.described import DESCRIBED
-from xattn.models.families import family_of
-from xattn.spec import ModelSpec
 
 Config = Mapping[str, Any]
 
@@ -32,48 +20,6 @@ class Shape:
 def shapes() -> dict[str, Shape]:
     """All that are built in, by name."""
     return {shape.name: shape for shape in _ALL}
-
-
-def spec_of(name: str | Path) -> ModelSpec:
-    """The spec of a built-in shape, by its name or hub id, or of a config.json or its directory.
-
-    Raises :class:`UsageError`, with near names, for neither, and a
-    :class:`~xattn.errors.CheckpointError` for a config that cannot be understood.
-    """
-    known = {shape.name: shape for shape in _ALL} | {shape.hub_id: shape for shape in _ALL}
-    if str(name) in known:
-        return spec_from_config(known[str(name)].config)
-    path = Path(name)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.is_file():
-        return spec_from_config(_read(path))
-    near = get_close_matches(str(name), known, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UsageError(
-        f"`model` must be a shape (`xattn plan --list`), a directory or a config.json, "
-        f"but is {str(name)!r} instead.{hint}"
-    )
-
-
-def spec_from_config(config: Config) -> ModelSpec:
-    """The spec that a Hugging Face config describes."""
-    describe = DESCRIBED.get(str(config.get("model_type")))
-    if describe is not None:
-        return describe(config)
-    return family_of(config).spec(config, {})
-
-
-def _read(path: Path) -> Config:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(document, dict):
-        raise UsageError(f"{path} must hold a JSON object, but holds a {type(document).__name__}.")
-    return document
 
 
 _START = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}

@@ -127,6 +127,16 @@ def snapshot(hub_id: str, *, offline: bool) -> Path:
     raise _without_weights(repository, revision, directory)
 
 
+def fetch_config(hub_id: str, *, offline: bool) -> Path:
+    """The config.json of ``hub_id``, and nothing else; raises as :func:`snapshot` does."""
+    repository, revision = _split(hub_id)
+    directory = _fetch(repository, ["config.json"], revision, offline=offline or is_offline())
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UnsupportedModelError(f"{hub_id}: has no config.json, which says what it is.")
+    return path
+
+
 def _fetch(hub_id: str, patterns: list[str], revision: str | None, *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
