@@ -140,7 +140,7 @@ def latency(profile: Profile) -> "Figure | None":
         xs, ys = [one.positions for one in some], [1e3 * one.seconds for one in some]
         axes.plot(xs, ys, "o-", color=KIND_COLOURS[kind], label=kind, linewidth=1.6)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(1e3 * one.seconds for one in profile.lengths))
     axes.set_xlabel("positions of the memory", fontsize=LETTERS)
     axes.set_ylabel("milliseconds a step", fontsize=LETTERS)
     axes.legend(fontsize=LETTERS - 1, frameon=False)
@@ -163,7 +163,8 @@ def store(profile: Profile) -> "Figure | None":
         label = f"foretold: {times.predicted_requests:.2f} requests"
         axes.axvline(times.predicted_requests, color=_STEP, linestyle="--", label=label)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_xticks(counts)
+    axes.set_ylim(0, 1.15 * max(max(a, b) for _, a, b in times.measured))
     axes.set_xlabel("requests for the same inputs", fontsize=LETTERS)
     axes.set_ylabel("seconds until all are encoded", fontsize=LETTERS)
     axes.legend(fontsize=LETTERS - 1, frameon=False)
