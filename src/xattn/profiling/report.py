@@ -21,8 +21,9 @@ p { margin: .4rem 0; max-width: 46rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td + td, th + th { text-align: right; }
+td + td { white-space: nowrap; }
 .pictures { display: grid; gap: 1.5rem;
-            grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); }
+            grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
 figure { margin: 0; }
 figure img { width: 100%; max-width: 40rem; height: auto; }
 figcaption { color: var(--faint); font-size: .9rem; }
@@ -83,10 +84,16 @@ def _about(profile: Profile) -> str:
     inputs = ", ".join(f"{kind} of {count:,} positions" for kind, _, count in profile.inputs)
     run = "compiled kernels" if profile.kernels else "torch alone"
     return (
-        f"{inputs or 'no inputs'}; {wishes.beams} beams, {profile.tokens} tokens, {wishes.form}, "
-        f"weights in {profile.parameters_dtype}; {profile.threads} threads, {run}; medians of "
-        f"{wishes.rounds} rounds."
+        f"{inputs or 'no inputs'}; {counted(wishes.beams, 'beam')}, "
+        f"{counted(profile.tokens, 'token')}, {wishes.form}, weights in "
+        f"{profile.parameters_dtype}; {counted(profile.threads, 'thread')}, {run}; medians of "
+        f"{counted(wishes.rounds, 'round')}."
     )
+
+
+def counted(count: int, name: str) -> str:
+    """``1 beam``, ``2 beams``."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def size_rows(profile: Profile) -> list[tuple[str, str, str, str]]:
@@ -125,7 +132,7 @@ def store_sentence(profile: Profile) -> str:
     if times.predicted_requests == float("inf"):
         return costs + "Reading is no quicker than encoding: a store never pays here."
     found = times.measured_requests
-    seen = "no number of requests that was tried" if found is None else f"{found} requests"
+    seen = "no number that was tried" if found is None else counted(found, "request")
     return costs + (
         f"So a store should be quicker from {times.predicted_requests:.2f} requests on; in the "
         f"sweep over {', '.join(str(count) for count, _, _ in times.measured)} it was from {seen}."
