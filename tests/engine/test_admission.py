@@ -1,6 +1,7 @@
 """Bytes: foretold, held, bounded, and refused with the numbers."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -273,10 +274,12 @@ def test_bounds_that_are_none(bart, arguments, said):
 
 def test_what_must_not_wait_is_refused_with_the_numbers(model_of):
     model = model_of("bart")
-    alone = Driven(model).job([5, 6, 7], **FULL)
-    needed = Driven(model).admission.predicted([alone]).total
-    with xattn.Engine(model, capacity_bytes=int(1.5 * needed)) as engine:
-        first = engine.submit([5, 6, 7], **FULL)
+    driven = Driven(model)
+    both = [driven.job([5 + n, 6, 7], **FULL) for n in range(2)]
+    needed = driven.admission.predicted(both).total
+    slow = dict(prefix_allowed_tokens_fn=lambda *_: time.sleep(0.01) or list(range(90)))
+    with xattn.Engine(model, capacity_bytes=needed - 1) as engine:
+        first = engine.submit([5, 6, 7], **FULL, **slow)
         with pytest.raises(CapacityError, match=r"1 requests are there, .* 2 rows and \d+ bytes"):
             engine.submit([8, 9, 10], wait=False, **FULL)
         assert engine.stats().refused == 1

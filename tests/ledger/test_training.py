@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from xattn.counts import parameters
 from xattn.ledger.hardware import machine_of
 from xattn.ledger.shapes import shapes
-from xattn.ledger.specs import spec_of
+from xattn.ledger.specs import spec_from_config, spec_of
 from xattn.ledger.training import (
     Data,
     activation_bytes,
@@ -72,28 +72,60 @@ def test_choices_stand_side_by_side():
     assert prompting.dollars(even) == pytest.approx(ways["lora"].dollars(even))
 
 
-@pytest.mark.parametrize("name", ["bart-large", "smollm2-135m"])
-def test_activations_are_about_what_torch_keeps(name):
-    """Of transformers' model in training, without dropout and without scores."""
-    changes = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-    config = transformers.AutoConfig.for_model(**shapes()[name].config | changes)
+SMALL = {
+    "BartForConditionalGeneration": dict(
+        model_type="bart",
+        vocab_size=1000,
+        d_model=256,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=1024,
+        decoder_ffn_dim=1024,
+        decoder_start_token_id=2,
+    ),
+    "LlamaForCausalLM": dict(
+        model_type="llama",
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=2,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_activations_are_about_what_torch_keeps(kind):
+    """Of transformers' model in training, in float32, without dropout and without scores."""
+    none = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    config = transformers.AutoConfig.for_model(**SMALL[kind] | none)
     config._attn_implementation = "sdpa"
-    kind = "BartForConditionalGeneration" if name == "bart-large" else "LlamaForCausalLM"
+    model = getattr(transformers, kind)(config).train()
     B, S, T, kept = 2, 512, 128, {}
 
     def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[id(tensor.untyped_storage())] = (tensor, tensor.untyped_storage().nbytes())
+        if not isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())
         return tensor
 
-    with torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
-        model = getattr(transformers, kind)(config).bfloat16().train()
-        ids = torch.zeros(B, S, dtype=torch.long)
-        given = {"input_ids": torch.zeros(B, S + T, dtype=torch.long)}
-        if kind.startswith("Bart"):
-            given = {"input_ids": ids, "decoder_input_ids": ids[:, :T]}
-        model(**given, use_cache=False)
-    found = sum(size for _, size in kept.values())
+    ids = torch.randint(3, 900, (B, S + T))
+    given = {"input_ids": ids}
+    if kind.startswith("Bart"):
+        given = {"input_ids": ids[:, :S], "decoder_input_ids": ids[:, S:]}
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(**given, use_cache=False).logits
+        flat = logits.flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.long))
+        assert loss.requires_grad
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = sum(size for place, (_, size) in kept.items() if place not in weights)
     data = Data(tokens=1, source_length=S, target_length=T, batch=B)
-    predicted = activation_bytes(spec_of(name), data, checkpointing=False)
+    spec = spec_from_config(SMALL[kind])
+    logit_bytes = 8 * B * (S + T if spec.encoder is None else T) * 1000
+    predicted = 2 * (activation_bytes(spec, data, checkpointing=False) - logit_bytes) + logit_bytes
     assert predicted == pytest.approx(found, rel=0.3)

@@ -41,7 +41,7 @@ def test_public_names_are_these():
         *("UnsupportedModelError", "UsageError", "XattnError"),
         *("MemoryStore", "StoreError", "StoreFormatError", "StoreUnavailableError"),
         *("CorruptEntryError", "EntryNotFoundError", "UnsafeStoreError"),
-        *("PictureEncoder", "Table", "read_table"),
+        *("PictureEncoder", "Table", "read_table", "Account", "Ledger", "plan"),
         *("Engine", "EngineStats", "Ticket", "EngineError", "CapacityError", "QueueFullError"),
         *("DeadlineError", "RequestCancelledError", "EngineClosedError"),
     }

@@ -90,7 +90,7 @@ Pictures = Annotated[
 
 @takes(loading=LOADING)
 def profile(
-    model: Name,
+    model: Name = "",
     inputs: Inputs = None,
     text: Texts = None,
     tokens: RandomTokens = None,
@@ -114,6 +114,8 @@ def profile(
     from xattn.profiling.report import phase_rows, size_rows, store_sentence, write_page
     from xattn.profiling.run import Wishes, profile
 
+    if not model:
+        raise UsageError("no model was named; `xattn models` lists some.")
     wishes = Wishes(
         prompt=prompt,
         beams=num_beams,
