@@ -21,7 +21,7 @@ from xattn.bench.machine import record
 
 RECORDING = Path(__file__).parents[1] / "examples/assets/recording.wav"
 HEARD = ["--input", str(RECORDING)]
-READ = ["--text", "Paris is the capital of France. " * 40, "--prompt", "The capital is"]
+READ = ["--input-text", "Paris is the capital of France. " * 40, "--prompt", "The capital is"]
 CASES: list[tuple[str, str, list[str]]] = [
     ("Whisper tiny.en", "whisper-tiny.en", HEARD),
     (
@@ -34,7 +34,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         "whisper-tiny.en",
         [*HEARD, "--form", "absorbed", "--quantize", "int8"],
     ),
-    ("G2P", "g2p-en", ["--text", "attention", "--max-new-tokens", "24"]),
+    ("G2P", "g2p-en", ["--input-text", "attention", "--max-new-tokens", "24"]),
     ("SmolLM2-135M", "smollm2-135m-instruct", READ),
 ]
 SHAPES = ("t5-small", "t5-base")
@@ -65,7 +65,8 @@ def random_cases(shape: str, directory: Path) -> list[tuple[str, str, list[str]]
         stdout=subprocess.DEVNULL,
     )
     model = str(directory / shape / "transformers")
-    ids = ["--tokens", "2048", "--num-beams", "4"]
+    ids = ["--tokens", "2048", "--num-beams", "4", "--rounds", "2"]
+    ids += ["--lengths", "256,2048", "--requests", "1,2,3"]
     cases = [(f"{shape}, {form}", model, [*ids, "--form", form]) for form in FORMS]
     return [*cases, (f"{shape}, int8 weights", model, [*ids, "--quantize", "int8"])]
 

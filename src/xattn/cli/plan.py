@@ -45,7 +45,6 @@ def _amount(kind: str, help: str) -> Any:
 
 
 Document = Annotated[str | None, _amount("document", "Tokens or words: 250, 180w, 20x250.")]
-Text = Annotated[str | None, _amount("text", "The same, under another name.")]
 TableRows = Annotated[str | None, _amount("table", "Rows, of columns: 1000r, 1000r8c; or tokens.")]
 Audio = Annotated[str | None, _amount("audio", "A time: 30s, 2m, 3x30s; or positions: 1500p.")]
 Image = Annotated[str | None, _amount("image", "Pictures: 2, or by pixels: 1024x768, 2x1024x768.")]
@@ -117,7 +116,6 @@ PlotFile = Annotated[
 def plan_model(
     model: ShapeName = None,
     document: Document = None,
-    text: Text = None,
     table: TableRows = None,
     audio: Audio = None,
     image: Image = None,
@@ -150,8 +148,8 @@ def plan_model(
     if model is None:
         raise UsageError("`MODEL` must be given: a shape of `xattn plan --list`, or a config.json.")
     spec = spec_of(model, offline=offline)
-    given = {"document": document, "text": text, "table": table, "audio": audio, "image": image}
-    inputs = {str(kind): given[kind] for kind in KINDS if given[kind] is not None}
+    given = {"document": document, "table": table, "audio": audio, "image": image}
+    inputs = {str(kind): given[kind] for kind in KINDS if given.get(kind) is not None}
     settings: dict[str, Any] = {
         "batch": batch,
         "beams": beams,

@@ -35,7 +35,7 @@ Inputs = Annotated[
 ]
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--text", rich_help_panel=INPUTS, help="A text itself; repeatable."),
+    typer.Option("--input-text", rich_help_panel=INPUTS, help="A text itself; repeatable."),
 ]
 RandomTokens = Annotated[
     list[int] | None,
@@ -92,7 +92,7 @@ Pictures = Annotated[
 def profile(
     model: Name = "",
     inputs: Inputs = None,
-    text: Texts = None,
+    input_text: Texts = None,
     tokens: RandomTokens = None,
     prompt: PromptText = None,
     num_beams: Beams = 1,
@@ -125,7 +125,7 @@ def profile(
         lengths=whole_numbers("lengths", lengths),
         requests=whole_numbers("requests", requests),
     )
-    sources = [*map(_source, inputs or ()), *(text or ()), *map(random_ids, tokens or ())]
+    sources = [*map(_source, inputs or ()), *(input_text or ()), *map(random_ids, tokens or ())]
     threads = loading.pop("threads", None)
     if threads is not None:
         import torch
@@ -162,7 +162,9 @@ def _source(name: str) -> Any:
     """A table as a table, everything else by its path: a text encoder reads a text file."""
     path = Path(name)
     if not path.is_file():
-        raise UsageError(f"`--input` must be a file, but {name!r} is none; `--text` takes a text.")
+        raise UsageError(
+            f"`--input` must be a file, but {name!r} is none; `--input-text` takes a text."
+        )
     if path.suffix.lower() in TABLES:
         from xattn.inputs.table import read_table
 
