@@ -1,6 +1,6 @@
 """What is said to fit is run, under a limit that the system enforces.
 
-    python benchmarks/fit.py [--budget 1GiB --budget 2GiB]
+    python benchmarks/fit.py [--budget 1 --budget 2]
 
 The shape of T5-base, random weights. For each budget beyond the weights, `fit` says how many
 requests for documents of their own can be in flight, and how many documents one request can read.

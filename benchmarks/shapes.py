@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from xattn.errors import AbsorptionError
+from xattn.ledger.shapes import shapes
 from xattn.memory import KV_PREPROCESSING, Memory, MemoryKey, SpanTable, digest_of
 from xattn.models.families import family_of
 from xattn.models.network import Network
@@ -31,43 +32,13 @@ BEAMS = 5
 MEBI = 2**20
 DTYPE = torch.bfloat16
 
-WHISPER = dict(
-    vocab_size=51866,
-    num_mel_bins=128,
-    d_model=1280,
-    encoder_layers=32,
-    decoder_layers=32,
-    encoder_attention_heads=20,
-    decoder_attention_heads=20,
-    encoder_ffn_dim=5120,
-    decoder_ffn_dim=5120,
-    max_source_positions=1500,
-    max_target_positions=448,
-    decoder_start_token_id=50258,
-)
-FLAN_T5_XL = dict(
-    vocab_size=32128,
-    d_model=2048,
-    d_kv=64,
-    d_ff=5120,
-    num_layers=24,
-    num_decoder_layers=24,
-    num_heads=32,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    decoder_start_token_id=0,
-)
-SMOLLM2 = dict(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-    tie_word_embeddings=True,
-)
+
+def published(name: str) -> dict[str, Any]:
+    """The config of a shape that is built in, as transformers' config classes take it."""
+    return {key: value for key, value in shapes()[name].config.items() if key != "model_type"}
+
+
+WHISPER, FLAN_T5_XL, SMOLLM2 = map(published, ("whisper-large-v3", "flan-t5-xl", "smollm2-135m"))
 LLAMA_3_2 = dict(
     vocab_size=128256,
     hidden_size=4096,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from xattn.costs import flops, projection_flops
+from xattn.costs import flops
 from xattn.errors import require
 from xattn.spec import (
     AttentionSpec,
@@ -196,7 +196,8 @@ def decoder_flops(
     """Operations of one pass over ``tokens`` of one row.
 
     ``seen`` tokens came before, the row reads ``memories`` positions, and ``logits`` of its tokens
-    (None: all) are projected to the vocabulary. Projecting memories is :func:`memory_flops`.
+    (None: all) are projected to the vocabulary. Projecting memories is not in it:
+    :func:`~xattn.costs.projection_flops`.
     """
     own = spec.self_attention
     attention = 4 * own.heads * own.head_width * (seen + tokens) * spec.self_layers
@@ -214,11 +215,6 @@ def layer_flops(spec: DecoderSpec) -> int:
 def head_flops(spec: DecoderSpec) -> int:
     """Operations that make the logits of one token."""
     return 2 * spec.vocab_size * spec.width
-
-
-def memory_flops(spec: DecoderSpec, positions: int, form: Form) -> int:
-    """Operations that make of a memory what the decoder reads; none where that is the memory."""
-    return projection_flops(spec, positions, form)
 
 
 # What there is

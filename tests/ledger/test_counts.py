@@ -5,7 +5,8 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from xattn.counts import decoder_flops, encoder_flops, memory_flops, parameters
+from xattn.costs import projection_flops
+from xattn.counts import decoder_flops, encoder_flops, parameters
 from xattn.ledger.shapes import shapes
 from xattn.ledger.specs import spec_of
 
@@ -87,7 +88,7 @@ def test_operations_are_those_that_torch_counts(name, tokens):
     found = decoder_flops(spec.decoder, tokens, memories=positions)
     if spec.encoder is not None:
         found += encoder_flops(spec.encoder, positions)
-        found += memory_flops(spec.decoder, positions, "materialized")
+        found += projection_flops(spec.decoder, positions, "materialized")
     assert found == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 

@@ -16,6 +16,7 @@ from xattn.bench.aims import (
 from xattn.bench.charts import draw_all
 from xattn.bench.rounds import REST_SECONDS
 from xattn.bench.summary import ratio, spread
+from xattn.readable import readable_seconds
 
 PAGE = "bench.md"
 TITLES = {
@@ -159,14 +160,6 @@ def time_of(seconds: Sequence[float] | None) -> str:
     if seconds is None:
         return "-"
     return readable_seconds(spread(seconds).median)
-
-
-def readable_seconds(value: float) -> str:
-    """``1.25 s``, ``12.5 ms`` or ``125 µs``."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-6:.3g} µs"
 
 
 def ratio_of(theirs: Sequence[float] | None, ours: Sequence[float] | None) -> str:

@@ -28,13 +28,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
 from xattn.bench.engines import Engine, engine_of
 from xattn.bench.making import ModelFiles
 from xattn.bench.tasks import NotRun, Ready, Task
 from xattn.errors import require
+from xattn.native.process import peak_bytes, resident_bytes
 
 
 class Worker:
@@ -110,14 +110,11 @@ class Worker:
 def memory_in_use() -> dict[str, Any]:
     """Bytes of this process that are in RAM, and that were at most; and its processor time."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    found = {"cpu_seconds": usage.ru_utime + usage.ru_stime}
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return found | {"peak_bytes": usage.ru_maxrss * unit, "resident_bytes": None}
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    kibi = {name: int(lines[name].split()[0]) for name in ("VmHWM", "VmRSS")}
-    return found | {"peak_bytes": kibi["VmHWM"] * 1024, "resident_bytes": kibi["VmRSS"] * 1024}
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": peak_bytes(),
+        "resident_bytes": resident_bytes(),
+    }
 
 
 def serve(worker: Worker, lines: TextIO, answers: TextIO) -> None:

@@ -16,6 +16,7 @@ from xattn.cli import (
     generate,
     models,
     plan,
+    plan_train,
     profile,
     transcribe,
     translate,
@@ -57,7 +58,7 @@ def build() -> Any:
         app.command(cls=Command)(command)
     plan_app = typer.Typer(help="What will it cost?", cls=DefaultGroup)
     plan_app.command("model", cls=Command)(plan.plan_model)
-    plan_app.command("train", cls=Command)(plan.plan_train)
+    plan_app.command("train", cls=Command)(plan_train.plan_train)
     app.add_typer(plan_app, name="plan")
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
     config_app.command(cls=Command)(config.show)

@@ -11,9 +11,10 @@ import typer
 from xattn.cli.console import print_json, print_line, print_note, print_table
 from xattn.cli.failures import FAILED
 from xattn.cli.options import STORE, Json, takes
-from xattn.cli.sizes import readable, size_of
+from xattn.cli.sizes import size_of
 from xattn.cli.stores import open_store
 from xattn.errors import EntryNotFoundError, StoreUnavailableError, UsageError
+from xattn.readable import readable_bytes
 
 if TYPE_CHECKING:
     from xattn.store import MemoryStore, Row
@@ -41,7 +42,7 @@ def ls(*, json: Json = False, store: dict[str, Any]) -> None:
                 row["label"][:40],
                 row["modality"],
                 str(row["positions"]),
-                readable(row["bytes"]),
+                readable_bytes(row["bytes"]),
                 row["codec"],
                 f"{row['relative_l2']:.2g}",
                 str(row["uses"]),
@@ -77,8 +78,8 @@ def stats(*, json: Json = False, store: dict[str, Any]) -> None:
     by_codec = ", ".join(f"{count} {codec}" for codec, count in codecs.most_common())
     what = "memory" if len(rows) == 1 else "memories"
     print_line(
-        f"{len(rows)} {what}, {readable(found['bytes'])} of "
-        f"{readable(found['capacity_bytes'])}, in {opened.root}"
+        f"{len(rows)} {what}, {readable_bytes(found['bytes'])} of "
+        f"{readable_bytes(found['capacity_bytes'])}, in {opened.root}"
         + (f" ({by_codec})" if by_codec else "")
     )
     print_line(
@@ -135,7 +136,7 @@ def gc(
         print_json({"removed": count, "memories": names, "left": len(left)})
         return
     for row in gone:
-        print_line(f"{row.digest[:SHORT]}  {row.label[:40]}  {readable(row.size_bytes)}")
+        print_line(f"{row.digest[:SHORT]}  {row.label[:40]}  {readable_bytes(row.size_bytes)}")
     print_line(f"{count} removed, {len(left)} left")
 
 

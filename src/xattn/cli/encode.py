@@ -12,10 +12,10 @@ from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.memories import content_of
 from xattn.cli.options import LOADING, STORE, Json, JsonLines, ModelName, Output, takes
-from xattn.cli.sizes import readable
 from xattn.cli.stores import open_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
+from xattn.readable import readable_bytes
 
 if TYPE_CHECKING:
     from xattn.model import Model
@@ -139,6 +139,6 @@ def _line(source: str, report: dict[str, Any]) -> str:
     pieces = report["found"] + report["encoded"]
     return (
         f"{source}: {pieces} {'piece' if pieces == 1 else 'pieces'}, {report['encoded']} encoded, "
-        f"{report['found']} found; {report['positions']} positions, {readable(report['bytes'])}, "
-        f"{report['seconds']:.2f} s"
+        f"{report['found']} found; {report['positions']} positions, "
+        f"{readable_bytes(report['bytes'])}, {report['seconds']:.2f} s"
     )

@@ -40,6 +40,23 @@ Cache = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json/--text", help="One JSON document on stdout.")]
 
+Offline = Annotated[bool, typer.Option("--offline/--online", help="Never touch the network.")]
+ShapeName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A built-in shape (`--list`), a hub id, a config.json, or a model on disk.",
+    ),
+]
+Hardware = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel="Machine",
+        help="TOML with other machines or prices, laid over the built-in table.",
+    ),
+]
+
 JsonLines = Annotated[
     str | None,
     typer.Option(

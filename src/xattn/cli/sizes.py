@@ -15,13 +15,6 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
 _MOST_DAYS = 36500
 
 
-def readable(size: float) -> str:
-    """``2.2 MiB``; smaller sizes as KiB, larger ones as GiB."""
-    if size >= 2**30:
-        return f"{size / 2**30:.1f} GiB"
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
-
-
 def size_of(*, at_least: int) -> Callable[[Any], int]:
     """A parser of sizes: ``10GiB``, ``500M`` or a plain number as bytes.
 

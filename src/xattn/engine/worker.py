@@ -113,8 +113,9 @@ class Worker:
     def ledger(self) -> Account:
         """What is held, by owner; the model's weights and pins with it."""
         with self.lock:
-            cache = Row(input="answer", what="self-attention cache", bytes=self.held.cache)
-            work = Row(input="model", what="workspace", bytes=self.held.work)
+            held = self.held
+            cache = Row(input="answer", what="self-attention cache", bytes=held.cache)
+            work = Row(input="model", what="workspace", bytes=held.work)
             rows = (*self._memories.rows(), cache, work)
         model = self._model.ledger()
         return Account(model=model.model, rows=(*rows, *model.rows))

@@ -1,12 +1,13 @@
 """The account: rows of bytes and operations, and what they come to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from xattn.counts import CodecName
 from xattn.ledger.amounts import Amount
+from xattn.readable import readable_bytes, readable_count
 from xattn.spec import Form
 
 What = Literal[
@@ -177,21 +178,3 @@ HEADER = ("what", "positions", "bytes", "share", "FLOPs to encode", "FLOPs a ste
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def readable_bytes(size: float) -> str:
-    """``1.5 KiB``, ``2.2 MiB``, ``3.1 GiB``; whole bytes below that."""
-    return _readable(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")
-
-
-def readable_count(count: float) -> str:
-    """``1.5G``, ``2.2T``; nothing for 0."""
-    return _readable(count, 1000, ("", "k", "M", "G", "T", "P", "E"), "") if count else ""
-
-
-def _readable(value: float, base: int, units: Sequence[str], gap: str) -> str:
-    power = 0
-    while abs(value) >= base and power + 1 < len(units):
-        value, power = value / base, power + 1
-    number = f"{value:.0f}" if power == 0 or value >= 100 else f"{value:.1f}"
-    return f"{number}{gap}{units[power]}"

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xattn.errors import MissingExtraError, UsageError
-from xattn.ledger.account import Account, Ledger, What, readable_bytes
+from xattn.ledger.account import Account, Ledger, What
+from xattn.readable import readable_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -59,15 +59,9 @@ def mllama(config: Config) -> ModelSpec:
     positions = (size // patch) ** 2 + 1
     local, gated = whole(vision, "num_hidden_layers", 32), whole(vision, "num_global_layers", 8)
     encoder = EncoderSpec(
-        width=seen,
-        layers=local + gated,
-        self_attention=plain(seen, whole(vision, "attention_heads", 16)),
-        feed_forward=FeedForwardSpec(
-            width=whole(vision, "intermediate_size", 5120), activation="gelu"
+        **tower(
+            vision, seen, local + gated, plain(seen, whole(vision, "attention_heads", 16)), ffn=5120
         ),
-        norm=LAYER,
-        norm_place="before",
-        position=PositionSpec(kind="none"),
         embedding_norm=True,
         image=ImageStemSpec(
             size=size,
@@ -151,16 +145,10 @@ def idefics(config: Config) -> ModelSpec:
         head_tied=flag(config, "tie_word_embeddings", False),
     )
     positions = (size // patch) ** 2 + 1
+    seeing = plain(seen, whole(vision, "num_attention_heads", 16), bias=True)
+    seeing_layers = whole(vision, "num_hidden_layers", 32, most=MOST_LAYERS)
     encoder = EncoderSpec(
-        width=seen,
-        layers=whole(vision, "num_hidden_layers", 32, most=MOST_LAYERS),
-        self_attention=plain(seen, whole(vision, "num_attention_heads", 16), bias=True),
-        feed_forward=FeedForwardSpec(
-            width=whole(vision, "intermediate_size", 5120), activation="gelu"
-        ),
-        norm=LAYER,
-        norm_place="before",
-        position=PositionSpec(kind="none"),
+        **tower(vision, seen, seeing_layers, seeing, ffn=5120),
         embedding_norm=True,
         image=ImageStemSpec(
             size=size,
@@ -212,16 +200,10 @@ def t5gemma2(config: Config) -> ModelSpec:
     text, vision = part(encoder, "text_config"), part(encoder, "vision_config")
     seen, width = whole(vision, "hidden_size", 1152), whole(text, "hidden_size", 2304)
     size, patch = whole(vision, "image_size", 896), whole(vision, "patch_size", 14)
+    seeing = plain(seen, whole(vision, "num_attention_heads", 16), bias=True)
+    seeing_layers = whole(vision, "num_hidden_layers", 27, most=MOST_LAYERS)
     siglip = EncoderSpec(
-        width=seen,
-        layers=whole(vision, "num_hidden_layers", 27, most=MOST_LAYERS),
-        self_attention=plain(seen, whole(vision, "num_attention_heads", 16), bias=True),
-        feed_forward=FeedForwardSpec(
-            width=whole(vision, "intermediate_size", 4304), activation="gelu"
-        ),
-        norm=LAYER,
-        norm_place="before",
-        position=PositionSpec(kind="none"),
+        **tower(vision, seen, seeing_layers, seeing, ffn=4304),
         image=ImageStemSpec(
             size=size,
             patch=patch,
@@ -315,6 +297,23 @@ def grouped(
         head_width=head,
         scale=head**-0.5,
         rotary=rotary,
+    )
+
+
+def tower(
+    vision: Config, width: int, layers: int, attention: AttentionSpec, *, ffn: int
+) -> dict[str, Any]:
+    """What vision transformers have in common; their tables of positions are the stem's."""
+    return dict(
+        width=width,
+        layers=layers,
+        self_attention=attention,
+        feed_forward=FeedForwardSpec(
+            width=whole(vision, "intermediate_size", ffn), activation="gelu"
+        ),
+        norm=LAYER,
+        norm_place="before",
+        position=PositionSpec(kind="none"),
     )
 
 

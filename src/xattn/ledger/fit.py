@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from xattn.errors import AbsorptionError, is_whole, require
-from xattn.ledger.account import Ledger
 from xattn.ledger.amounts import MOST_COUNT, amount_of
 from xattn.ledger.plan import plan
 from xattn.spec import FORMS, Form, ModelSpec
@@ -21,8 +20,6 @@ class Fit:
     beams: int
     sources: Mapping[str, int]
     """Sources of each kind, of the size that was asked for."""
-    ledger: Ledger | None
-    """Of the largest batch; None where none fits."""
 
 
 def fit(
@@ -55,8 +52,7 @@ def _in_form(
     for kind, given in inputs.items():
         positions = amount_of(spec, kind, given).positions
         sources[kind] = _largest(_counted(total, inputs, kind, positions, budget))
-    ledger = plan(spec, inputs, **{**settings, "batch": batch}) if batch else None
-    return Fit(form=settings["form"], batch=batch, beams=beams, sources=sources, ledger=ledger)
+    return Fit(form=settings["form"], batch=batch, beams=beams, sources=sources)
 
 
 def _counted(

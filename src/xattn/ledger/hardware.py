@@ -65,7 +65,7 @@ class Estimate:
 def estimate(ledger: Ledger, machine: Machine) -> Estimate:
     """What ``ledger`` takes on ``machine`` at least."""
     setting = ledger.setting
-    dtype = "int8" if setting.weights_dtype == "int8" else setting.weights_dtype
+    dtype = setting.weights_dtype
     reading = ledger.sum("step_bytes") / (machine.bytes_per_second * machine.count)
     multiplying = ledger.sum("step_flops") / machine.rate(dtype)
     step = max(reading, multiplying)

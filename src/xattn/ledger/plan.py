@@ -7,7 +7,7 @@ width.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from xattn.costs import absorption_bytes, flops
+from xattn.costs import absorption_bytes, flops, projection_flops
 from xattn.counts import (
     CODECS,
     CodecName,
@@ -16,7 +16,6 @@ from xattn.counts import (
     head_flops,
     kept_bytes,
     layer_flops,
-    memory_flops,
     read_bytes,
     weight_bytes,
 )
@@ -81,11 +80,6 @@ def plan(
     _check(spec.decoder, setting)
     require(isinstance(inputs, Mapping), "inputs", "a mapping of kinds to amounts", inputs)
     amounts = [amount_of(spec, kind, given) for kind, given in inputs.items()]
-    return planned(spec, amounts, setting)
-
-
-def planned(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Ledger:
-    """The ledger of amounts that are known already."""
     rows = [row for amount in amounts for row in _of_input(spec, amount, setting)]
     rows += [*_answers(spec.decoder, setting), *_model(spec, amounts, setting)]
     return Ledger(model=spec.family, amounts=tuple(amounts), setting=setting, rows=tuple(rows))
@@ -156,7 +150,7 @@ def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row
         yield Row(
             what="int8 states" if is_absorbed(form) else "keys and values",
             bytes=read,
-            encode_flops=memory_flops(decoder, total, form),
+            encode_flops=projection_flops(decoder, total, form),
             **reading,
             **common,
         )

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from xattn.costs import projection_flops
 from xattn.counts import (
     decoder_flops,
     decoder_matrices,
     encoder_flops,
     encoder_matrices,
-    memory_flops,
     parameters,
 )
 from xattn.errors import UsageError, is_number, is_whole, require
@@ -180,7 +180,7 @@ def forward_flops(spec: ModelSpec, data: Data) -> int:
     if spec.encoder is None and decoder.cross_attention is None:
         return decoder_flops(decoder, S + T)
     encoding = 0 if spec.encoder is None else encoder_flops(spec.encoder, S)
-    projecting = memory_flops(decoder, S, "materialized")
+    projecting = projection_flops(decoder, S, "materialized")
     return encoding + projecting + decoder_flops(decoder, T, memories=S)
 
 

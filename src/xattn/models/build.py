@@ -78,12 +78,10 @@ class _Loading:
 
     def wide(self, names: Iterable[str]) -> None:
         """All weights as they are, side by side."""
-        kept = {self._weights[name].origin: name for name in reversed([*names])}
-        sizes = [
-            math.prod(self._weights[name].shape) * self._target(name).itemsize
-            for name in reversed(kept.values())
-        ]
-        room = Room(sizes)
+        distinct = {self._weights[name].origin: name for name in names}.values()
+        room = Room(
+            math.prod(self._weights[name].shape) * self._target(name).itemsize for name in distinct
+        )
         for name in names:
             self._put(name, room)
 

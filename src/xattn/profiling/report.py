@@ -5,8 +5,9 @@ import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xattn.ledger.account import readable_bytes
+from xattn.ledger.account import HEADER
 from xattn.profiling.run import Profile
+from xattn.readable import counted, readable_bytes
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --faint: #666; --line: #ddd; }
@@ -72,10 +73,7 @@ def _page(profile: Profile, pictures: Mapping[str, Path]) -> Iterator[str]:
             ("input", "positions", "a step", "memory as it is read"), _lengths(profile)
         )
     yield "<h2>The whole ledger</h2>"
-    yield from _table(
-        ("what", "positions", "bytes", "share", "FLOPs to encode", "FLOPs a step", "read a step"),
-        profile.ledger.cells(),
-    )
+    yield from _table(HEADER, profile.ledger.cells())
     yield "</html>"
 
 
@@ -89,11 +87,6 @@ def _about(profile: Profile) -> str:
         f"{profile.parameters_dtype}; {counted(profile.threads, 'thread')}, {run}; medians of "
         f"{counted(wishes.rounds, 'round')}."
     )
-
-
-def counted(count: int, name: str) -> str:
-    """``1 beam``, ``2 beams``."""
-    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def size_rows(profile: Profile) -> list[tuple[str, str, str, str]]:

@@ -17,12 +17,13 @@ import torch
 from xattn.errors import UsageError, is_whole, require
 from xattn.ledger import Ledger, plan
 from xattn.ledger.amounts import KIND_OF
+from xattn.ledger.live import of_weights
 from xattn.ledger.workspace import loading_bytes
 from xattn.memory import Memory, SpanTable
 from xattn.model import Model, load
 from xattn.models.clock import PARTS
 from xattn.models.encode import Prepared
-from xattn.profiling.process import peak_bytes, resident_bytes, weights_held
+from xattn.native.process import peak_bytes, resident_bytes
 from xattn.profiling.watch import Watched, watched
 from xattn.spec import FORMS, Form, ModelSpec
 from xattn.store import MemoryStore
@@ -216,7 +217,7 @@ class _Run:
         """Canonicalise, encode, project and decode; seconds of each, and of a step's parts."""
         model, wishes = self._model, self._wishes
         found: dict[str, float] = {}
-        prepared = _timed(found, "canonicalise", lambda: self._prepared())
+        prepared = _timed(found, "canonicalise", self._prepared)
         self.memories = _timed(found, "encode", lambda: model.encode_prepared(prepared))
         _timed(found, "project", self._pin)
         with watched(model.network) as seen:
@@ -287,7 +288,7 @@ class _Run:
                 found.append(
                     Size(input="inputs", what=what, predicted=predicted, measured=measured)
                 )
-        cache, weights = self.watched.cache_bytes, weights_held(self._model.network)
+        cache, weights = self.watched.cache_bytes, of_weights(self._model.network).bytes
         found.append(
             Size(
                 input="answer",

@@ -162,5 +162,8 @@ def _tensors_of(file: Path) -> dict[str, Weight]:
 def _flattened(weight: Weight) -> Weight:
     """``final_logits_bias`` is stored as [1, V]."""
     size = math.prod(weight.shape)
-    flat = lambda: weight.load().reshape(-1)  # noqa: E731
+
+    def flat() -> Tensor:
+        return weight.load().reshape(-1)
+
     return Weight(origin=weight.origin, shape=(size,), load=flat, mapped=weight.mapped)
