@@ -12,6 +12,9 @@ import warnings
 import pytest
 
 from xattn.native.compiler import NativeError
+from xattn.native.library import directory
+from xattn.store import MemoryStore
+from xattn.store.root import default_root
 
 module = importlib.import_module("xattn.native.library")
 
@@ -84,3 +87,13 @@ def test_threads_that_come_meanwhile_wait(monkeypatch):
     finally:
         module._library.cache_clear()
     assert len(asked) == len(notices) == 1
+
+
+def test_kernels_leave_the_stores_directory_alone(tmp_path, monkeypatch):
+    """Whoever decodes before there is a store can open one after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    directory().mkdir(parents=True)
+    (directory() / "kernels.so").touch()
+    assert not directory().is_relative_to(default_root())
+    with MemoryStore() as store:
+        assert store.root == default_root()

@@ -81,4 +81,4 @@ def required() -> Library:
 def directory() -> Path:
     """Where compiled kernels are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "xattn" / "native"
+    return Path(home).expanduser() / "xattn-native"  # not in "xattn", which is the store's alone
