@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,15 @@ def limited(model: str, budget: int, what: str) -> dict[str, Any]:
     count = said.batch if what == "requests" else said.sources["document"]
     more = int(count * MORE) + 1
     with xattn.Engine(loaded, capacity_bytes=budget, max_rows=4096) as engine:
-        fits = submitted(engine, count, what)
-        peak = data_bytes() - held
-        engine_took = [len(ticket.result().tokens) for ticket in fits]
+        fits = submitted(loaded, engine, count, what)
+        grown = 0
+        while not all(ticket.done for ticket in fits):
+            grown = max(grown, data_bytes() - held)
+            time.sleep(0.005)
+        lengths = [len(ticket.result().tokens) for ticket in fits]
         refusal = ""
         try:
-            for ticket in submitted(engine, more, what):
+            for ticket in submitted(loaded, engine, more, what):
                 ticket.cancel()
         except CapacityError as error:
             refusal = str(error)
@@ -95,21 +99,21 @@ def limited(model: str, budget: int, what: str) -> dict[str, Any]:
         "budget_bytes": budget,
         "what": what,
         "fits": count,
-        "answered": sum(tokens == NEW_TOKENS for tokens in engine_took),
+        "answered": sum(length == NEW_TOKENS for length in lengths),
         "more": more,
         "refused": bool(refusal),
         "refusal": refusal,
-        "data_grew_bytes": peak,
+        "data_grew_bytes": grown,
     }
 
 
-def submitted(engine: Any, count: int, what: str) -> list[Any]:
+def submitted(model: Any, engine: Any, count: int, what: str) -> list[Any]:
     """So many requests at once, or one for so many documents; none may wait."""
     settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "wait": False}
     documents = [[3 + (n + k) % 30000 for k in range(LENGTH)] for n in range(count)]
     if what == "requests":
         return [engine.submit(document, **settings) for document in documents]
-    return [engine.submit(documents, **settings)]
+    return [engine.submit([model.encode(document) for document in documents], **settings)]
 
 
 def data_bytes() -> int:
