@@ -298,7 +298,7 @@ def test_the_account_is_of_what_is_held(model_of):
     account, held = driven.worker.ledger(), driven.worker.held
     by_what = {what: account.of(what) for what in ("keys and values", "states")}
     assert sum(by_what.values()) == held.memories
-    assert by_what["states"] == 3 * model.spec.decoder.memory_width * 4
+    assert by_what["states"] == (4 + 3) * model.spec.decoder.memory_width * 4
     assert account.of("self-attention cache") == held.cache > 0
     assert account.of("workspace") == held.work
     weights = {p.data_ptr(): p.nbytes for p in model.network.parameters()}

@@ -60,7 +60,7 @@ def test_a_pinned_projection_is_used(bart):
         driven = Driven(bart)
         driven.submit(memory, **FULL)
         driven.worker.turn()
-        assert driven.worker.held.memories == 0  # it is the model's
+        assert driven.worker.held.memories == memory.size_bytes  # keys and values are the model's
         driven.finish()
     finally:
         bart.unpin_projection(memory)

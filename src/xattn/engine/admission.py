@@ -17,9 +17,9 @@ class Bytes(NamedTuple):
     cache: int
     """Keys and values of self-attention: all rows as long as the longest."""
     memories: int
-    """Projections, each once, and the states of sources that the engine encoded."""
+    """Projections and states, those of each source once."""
     work: int
-    """Room for one step, and for what is moved when rows join."""
+    """Room for one step or one encoding, and for what is moved when rows join."""
 
     @property
     def total(self) -> int:

@@ -36,9 +36,10 @@ class Engine:
     those of :meth:`Model.generate <xattn.Model.generate>`.
 
     ``capacity_bytes`` bounds what requests in flight may take before they end, foretold from
-    shapes: self-attention caches, projections, sources encoded here, and room for a step. Weights
-    are not counted; None bounds nothing. ``max_rows`` bounds the sequences in flight (beams and
-    samples count each), ``max_queue`` the requests that wait. ``form`` is how memories are read.
+    shapes: self-attention caches, memories with their projections, and room for a step or an
+    encoding. Weights are not counted; None bounds nothing. ``max_rows`` bounds the sequences in
+    flight (beams and samples count each), ``max_queue`` the requests that wait. ``form`` is how
+    memories are read.
 
     A thread of its own runs the model, which nobody may change meanwhile. Close the engine, or use
     it in a ``with`` or ``async with`` block: its end waits for all requests, or cancels them where

@@ -56,12 +56,12 @@ class Shared:
         return (self.pinned or self.own_projection) is not None
 
     def held_bytes(self, pins: Pins) -> int:
-        """What is held of it here: its projection, and its states where no caller has them."""
+        """What is held of it here: its projection and its states, which others may hold as well."""
         own = self.own_projection
         if self.pinned is not None and not pins.keeps(self.pinned):
             own = self.pinned
         projected = 0 if own is None else own.size_bytes
-        if self.memory is None or self.is_given:
+        if self.memory is None:
             return projected
         return max(projected, self.memory.size_bytes) if self._aliased else (
             projected + self.memory.size_bytes
@@ -108,14 +108,16 @@ class Memories:
         decoder, network = self._model.spec.decoder, self._model.network
         dtype = str(network.dtype).removeprefix("torch.")
         total = decoder.memory_bytes(positions, form=self._form, dtype=dtype)
-        if memory is not None:
-            masks = 0 if memory.mask_S is None else decoder.layers * positions
-            return total + masks
         goes_on = decoder.cross_attention is None
-        if not is_narrow(self._form) and (goes_on or is_absorbed(self._form)):
-            return total  # the projection is the states
-        width = decoder.kv_width if goes_on else decoder.memory_width
-        return total + positions * width * network.dtype.itemsize
+        if memory is None:
+            width = decoder.kv_width if goes_on else decoder.memory_width
+            states, masks, same = positions * width * network.dtype.itemsize, 0, True
+        else:
+            masks = 0 if memory.mask_S is None else decoder.layers * positions
+            states, same = memory.size_bytes, memory.states_SD.dtype == network.dtype
+        if same and not is_narrow(self._form) and (goes_on or is_absorbed(self._form)):
+            return max(total, states) + masks  # the projection is the states
+        return total + states + masks
 
     def found(self, entries: Iterable[Shared]) -> list[Shared]:
         """The entries to use for these: what others have brought goes before."""

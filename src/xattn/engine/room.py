@@ -7,6 +7,7 @@ import torch
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
+from xattn.ledger.workspace import encoding_bytes
 from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
@@ -21,6 +22,8 @@ FEW_TOKENS = 64
 """Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""
 SAMPLED = 10
 """What a sampler makes of the logits that it chooses from, in copies of them."""
+ENCODED_AT_ONCE = 512
+"""Positions that are encoded between two steps, if one source is no longer."""
 WIDENED = 1024
 """Positions of a narrow memory that torch makes wide at once."""
 THREAD_BYTES = 2**17
@@ -31,13 +34,13 @@ class Room:
     """Foretells what steps of one network make, besides caches and memories."""
 
     def __init__(self, network: Network, form: Form) -> None:
-        self._spec, self._form = network.spec.decoder, form
+        self._spec, self._encoder, self._form = network.spec.decoder, network.spec.encoder, form
         self._kernels = network.use_kernels and obstacle(network.decoder) is None
         self._kernels &= library() is not None
         self._weights = _made_wide(network) if is_absorbed(form) else 0
 
     def bytes(self, jobs: Collection[Job]) -> int:
-        """For a step of all of them, for a piece of one prompt, and for one memory to arrive."""
+        """For a step of all, a piece of one prompt and one memory to arrive; or for encoding."""
         rows, longest = sum(job.rows for job in jobs), max(job.tokens for job in jobs)
         slots = list(zip_longest(*(job.reads for job in jobs)))
         lengths = [max(e.positions for e in slot if e is not None) for slot in slots]
@@ -47,7 +50,19 @@ class Room:
         total = self._step(fed, rows, longest, lengths, groups)
         if prompt > 1:
             total += self._step(min(prompt, CHUNK), 1, prompt, lengths, len(slots))
-        return total + self._projecting(max(lengths, default=0)) + self._choosing(jobs)
+        total += self._projecting(max(lengths, default=0)) + self._choosing(jobs)
+        return max(total, self._encoding(jobs))
+
+    def _encoding(self, jobs: Collection[Job]) -> int:
+        """One pass over what is still to be encoded: several short sources, or one long one."""
+        entries = {e.identity: e for job in jobs for e in job.reads if e.source is not None}
+        sizes = [entry.positions for entry in entries.values()]
+        if not sizes:
+            return 0
+        positions = max(*sizes, min(sum(sizes), ENCODED_AT_ONCE))
+        if self._encoder is None:
+            return self._step(positions, 1, positions, (), 0)
+        return encoding_bytes(self._encoder, positions)
 
     def _step(
         self, tokens: int, rows: int, longest: int, lengths: Sequence[int], groups: int
