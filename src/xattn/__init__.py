@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from xattn.ledger import Account, Ledger, plan
     from xattn.memory import Memory, MemoryKey, Span
     from xattn.model import Model, load
+    from xattn.models.parallel import Parallel
     from xattn.models.pictures import PictureEncoder
     from xattn.spec import DecoderSpec, EncoderSpec, ModelSpec
     from xattn.store import MemoryStore
@@ -84,6 +85,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelSpec",
     "OfflineError",
+    "Parallel",
     "PictureEncoder",
     "PromptError",
     "QueueFullError",
@@ -121,6 +123,7 @@ _HOMES = {
     "xattn.ledger": ("Account", "Ledger", "plan"),
     "xattn.memory": ("Memory", "MemoryKey", "Span"),
     "xattn.model": ("Model", "load"),
+    "xattn.models.parallel": ("Parallel",),
     "xattn.models.pictures": ("PictureEncoder",),
     "xattn.spec": ("DecoderSpec", "EncoderSpec", "ModelSpec"),
     "xattn.store": ("MemoryStore",),

@@ -36,6 +36,7 @@ from xattn.models.build import build, require_device
 from xattn.models.encode import Prepared, encode, prepare_window
 from xattn.models.formats import read_checkpoint
 from xattn.models.network import Counters, Network
+from xattn.models.parallel import Parallel
 from xattn.models.pins import Pins
 from xattn.models.rates import rates_of
 from xattn.models.resolve import resolve
@@ -128,7 +129,12 @@ class Model:
     # Encoding
 
     def encode(
-        self, source: Source, *, language: str | None = None, sample_rate: int | None = None
+        self,
+        source: Source,
+        *,
+        language: str | None = None,
+        sample_rate: int | None = None,
+        behind: Memory | None = None,
     ) -> Memory:
         """One encoder pass: ``source`` as a memory, to attend to as often as one likes.
 
@@ -136,12 +142,15 @@ class Model:
         :class:`~xattn.Table`; an audio encoder takes a path, the bytes of a file, a file object, or
         samples at ``sample_rate`` (16 kHz if not given). ``language`` is the source language of
         translation models that have a token for it. A decoder-only model reads a text or table
-        itself: its memory is the keys and values that a prompt then goes on from.
+        itself: its memory is the keys and values that a prompt then goes on from. Such a memory can
+        be made ``behind`` another, a prefix that many share: it is then read together with it.
 
         Raises :class:`~xattn.errors.SourceError` where the source is missing, unreadable, empty or
         longer than one memory holds.
         """
-        return self.encode_batch([source], language=language, sample_rate=sample_rate)[0]
+        return self.encode_batch(
+            [source], language=language, sample_rate=sample_rate, behind=behind
+        )[0]
 
     def encode_batch(
         self,
@@ -149,20 +158,28 @@ class Model:
         *,
         language: str | None = None,
         sample_rate: int | None = None,
+        behind: Memory | None = None,
     ) -> list[Memory]:
         """One memory per source; texts go through the encoder in packs, without padding."""
         return self.encode_prepared(
-            self.prepare_batch(sources, language=language, sample_rate=sample_rate)
+            self.prepare_batch(sources, language=language, sample_rate=sample_rate, behind=behind)
         )
 
     def prepare(
-        self, source: Source, *, language: str | None = None, sample_rate: int | None = None
+        self,
+        source: Source,
+        *,
+        language: str | None = None,
+        sample_rate: int | None = None,
+        behind: Memory | None = None,
     ) -> Prepared:
         """``source`` with its key, and not encoded: what a store needs to know whether it has it.
 
         Arguments and errors are those of :meth:`encode`.
         """
-        return self.prepare_batch([source], language=language, sample_rate=sample_rate)[0]
+        return self.prepare_batch(
+            [source], language=language, sample_rate=sample_rate, behind=behind
+        )[0]
 
     def prepare_batch(
         self,
@@ -170,10 +187,16 @@ class Model:
         *,
         language: str | None = None,
         sample_rate: int | None = None,
+        behind: Memory | None = None,
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
         _require_several("sources", sources)
-        return self._sources.prepare(sources, language=language, sample_rate=sample_rate)
+        if behind is not None:
+            require(isinstance(behind, Memory), "behind", "a memory", behind)
+            self.require_own([behind])
+        return self._sources.prepare(
+            sources, language=language, sample_rate=sample_rate, behind=behind
+        )
 
     def prepare_long(
         self,
@@ -236,18 +259,21 @@ class Model:
         target_language: str | None = None,
         task: str = "transcribe",
         word_timestamps: bool = False,
+        parallel: Parallel | None = None,
         **settings: Any,
     ) -> Generation:
         """Decode, attending to one memory, or to several at once.
 
-        Several memories are attended to as one: softmax over all their positions, exactly, whatever
-        their order. Anything that is not a memory is encoded first. ``prompt`` is what the decoder
-        continues: a prefix of the target, or all the input of a decoder-only model, as text, token
-        ids, or chat messages. ``form`` is how cross-attention reads a memory, ``"materialized"``
-        (keys and values per layer), ``"absorbed"`` (the states themselves, for all layers), or
-        ``"auto"``: the one of these that is sooner done here, by a model of what each costs
-        (``xattn doctor --model`` explains it). ``"materialized-int8"`` and ``"absorbed-int8"`` are
-        the same in a quarter of the bytes, with 8 bits for each number, for whoever names them.
+        Several memories are attended to as one: softmax over all their positions, exactly, and
+        whatever their order; but to a decoder-only model they stand one after the other, or as
+        ``parallel`` says. Anything that is not a memory is encoded first. ``prompt`` is what the
+        decoder continues: a prefix of the target, or all the input of a decoder-only model, as
+        text, token ids, or chat messages. ``form`` is how cross-attention reads a memory,
+        ``"materialized"`` (keys and values per layer), ``"absorbed"`` (the states themselves, for
+        all layers), or ``"auto"``: the one of these that is sooner done here, by a model of what
+        each costs (``xattn doctor --model`` explains it). ``"materialized-int8"`` and
+        ``"absorbed-int8"`` are the same in a quarter of the bytes, with 8 bits for each number,
+        for whoever names them.
 
         ``language`` is the source language (translation) or the spoken one (Whisper; detected where
         None); ``target_language`` the one to translate into; ``task`` and ``word_timestamps`` are
@@ -258,7 +284,11 @@ class Model:
         """
         memories = self._memories(memory, language)
         question = Question(
-            prompt=prompt, language=language, target_language=target_language, task=task
+            prompt=prompt,
+            language=language,
+            target_language=target_language,
+            task=task,
+            parallel=parallel,
         )
         request, resolved = self.asker.request(memories, question, self.settings(settings))
         chosen = self._form(form, [request], resolved)
@@ -294,6 +324,7 @@ class Model:
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
+        parallel: Parallel | None = None,
         **settings: Any,
     ) -> list[Generation]:
         """Many requests in one batch, with memories and prompts of any lengths.
@@ -312,7 +343,9 @@ class Model:
         held = self._memories_of_batch(memories, language) if memories is not None else [()] * count
         wanted = list(prompts) if prompts is not None else [None] * count
         given = self.settings(settings)
-        question = Question(language=language, target_language=target_language, task=task)
+        question = Question(
+            language=language, target_language=target_language, task=task, parallel=parallel
+        )
         pairs = [
             self.asker.request(memory, replace(question, prompt=prompt), given)
             for memory, prompt in zip(held, wanted, strict=True)
@@ -336,6 +369,7 @@ class Model:
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
+        parallel: Parallel | None = None,
         **settings: Any,
     ) -> Iterator[str]:
         """The text as it is decoded, in whole words or characters; the pieces join to the answer.
@@ -346,7 +380,11 @@ class Model:
         given = self.settings(alone | settings)
         memories = self._memories(memory, language)
         question = Question(
-            prompt=prompt, language=language, target_language=target_language, task=task
+            prompt=prompt,
+            language=language,
+            target_language=target_language,
+            task=task,
+            parallel=parallel,
         )
         request, resolved = self.asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)

@@ -43,7 +43,7 @@ def test_public_names_are_these():
         *("CorruptEntryError", "EntryNotFoundError", "UnsafeStoreError"),
         *("PictureEncoder", "Table", "read_table", "Account", "Ledger", "plan"),
         *("Engine", "EngineStats", "Ticket", "EngineError", "CapacityError", "QueueFullError"),
-        *("DeadlineError", "RequestCancelledError", "EngineClosedError"),
+        *("DeadlineError", "RequestCancelledError", "EngineClosedError", "Parallel"),
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None
@@ -128,7 +128,26 @@ def test_cross_attention_sums_to_one_for_every_head(load):
         ("llama", lambda m: m.generate(prompt=[]), PromptError, "0 tokens"),
         ("llama", lambda m: m.generate(prompt=[5] * 200), PromptError, "128"),
         ("llama", lambda m: m.generate([5]), UsageError, "`prompt` must be given"),
-        ("llama", lambda m: m.generate([m.encode([5])] * 2, [5]), UsageError, "at most one"),
+        ("bart", lambda m: m.generate(SOURCE, parallel=xattn.Parallel()), UsageError, "left out"),
+        ("bart", lambda m: m.encode(SOURCE, behind=m.encode(SOURCE)), UsageError, "`behind` must"),
+        (
+            "llama",
+            lambda m: m.encode([5], behind="prefix"),
+            UsageError,
+            "`behind` must be a memory",
+        ),
+        (
+            "llama",
+            lambda m: m.generate([m.encode([5], behind=m.encode([6])), m.encode([6])], [5]),
+            UsageError,
+            "memory 0 of 2 was made behind another",
+        ),
+        (
+            "llama",
+            lambda m: m.encode([5] * 100, behind=m.encode([6] * 40)),
+            InvalidSourceError,
+            "100 tokens behind a prefix of 40, but this model has 128",
+        ),
         (
             "llama",
             lambda m: m.generate(m.encode([5]), [5], form="absorbed"),

@@ -12,6 +12,7 @@ from xattn.errors import UsageError, require
 from xattn.inputs.text import Tokenizer
 from xattn.memory import Memory
 from xattn.models.network import Attended, Network
+from xattn.models.parallel import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Question:
     target_language: str | None = None
     """Language to translate into."""
     task: str = "transcribe"
+    parallel: Parallel | None = None
+    """How a decoder-only model reads several memories."""
 
 
 class Asker:
@@ -61,7 +64,8 @@ class Asker:
         """What to decode, and how. Raises :class:`UsageError` for what the model does not know."""
         heard = memories[0] if memories else None
         prompt, settings = self.prompt(len(memories), question, settings, heard)
-        return Request(prompt, memories), settings
+        how = question.parallel or Parallel()
+        return Request(prompt, memories, parallel=how), settings
 
     def prompt(
         self, memories: int, question: Question, settings: Settings, heard: Attended | None
@@ -72,6 +76,8 @@ class Asker:
         """
         if self._spec.encoder is None:
             return self._continuation(memories, question.prompt), settings
+        bound = "left out for an encoder-decoder, to which memories have no order"
+        require(question.parallel is None, "parallel", bound, question.parallel)
         if not memories:
             raise UsageError(f"{self._name} is an encoder-decoder: `memory` must be given.")
         ids: list[int] = []
@@ -99,9 +105,7 @@ class Asker:
         return (self._decoder_start,)
 
     def _continuation(self, memories: int, prompt: Prompt | None) -> tuple[int, ...]:
-        """What a decoder-only model goes on from: a prompt, or a prompt after one memory."""
-        bound = "at most one for a decoder-only model, which goes on from it"
-        require(memories <= 1, "memory", bound, memories)
+        """What a decoder-only model goes on from: a prompt, alone or after memories."""
         vocab_size = self._spec.decoder.vocab_size
         if not memories or prompt is None:
             return tuple(whole_prompt(prompt, self._tokenizer, vocab_size))

@@ -13,7 +13,8 @@ from torch import Tensor
 from xattn.decoding.request import Request
 from xattn.decoding.settings import DEFAULT_NEW_TOKENS, Settings
 from xattn.errors import PromptError, require
-from xattn.models.network import Attended, kv_positions
+from xattn.models.network import Attended
+from xattn.models.parallel import Parallel
 from xattn.spec import Form, ModelSpec
 
 
@@ -50,10 +51,12 @@ class Steps(Protocol[S]):
         *,
         form: Form = ...,
         most: int | None = ...,
+        parallel: Sequence[Parallel] | None = ...,
     ) -> S:
         """A state with a row per request, which attends to these memories and sees ``most`` tokens.
 
-        It may see more, and then takes up to twice the room.
+        It may see more, and then takes up to twice the room. ``parallel`` says for each row how a
+        decoder-only model reads several memories.
         """
         ...
 
@@ -90,8 +93,7 @@ class Plan:
 def plan(spec: ModelSpec, requests: Sequence[Request], settings: Settings) -> Plan:
     """Check every request. Raises :class:`PromptError` where a prompt is empty or does not fit."""
     require(len(requests) > 0, "requests", "at least one", list(requests))
-    offsets = [sum(map(kv_positions, request.memories)) for request in requests]
-    return plan_after(spec, requests, offsets, settings)
+    return plan_after(spec, requests, [request.offset for request in requests], settings)
 
 
 def plan_after(
@@ -159,7 +161,8 @@ def prefill(
     # The last token that a row chooses is not fed.
     most = max(n + limit - 1 for n, limit in zip(lengths, batch.limits, strict=True))
     memories = [request.memories for request in batch.requests]
-    state = network.start(memories, form=form, most=most)
+    ways = [request.parallel for request in batch.requests]
+    state = network.start(memories, form=form, most=most, parallel=ways)
     return state, network.step(tokens_RT, state, counts_R, only=only)
 
 

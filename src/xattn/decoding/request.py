@@ -1,10 +1,11 @@
 """What a decoder is asked to continue, and what it answers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from xattn.models.network import Attended
+from xattn.models.network import Attended, positions_before
+from xattn.models.parallel import Parallel
 
 Finish = Literal["eos", "length", "stop"]
 TokenLogprob = tuple[int, float]
@@ -20,6 +21,13 @@ class Request:
     """Memories, or projections of them that are used again; empty for a decoder-only model."""
     seed: int | None = None
     """Seed of this request's samples; None takes the one of the settings."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How a decoder-only model reads several memories."""
+
+    @property
+    def offset(self) -> int:
+        """Position that the prompt begins at."""
+        return positions_before(self.memories, self.parallel)
 
 
 @dataclass(frozen=True)

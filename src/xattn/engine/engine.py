@@ -22,6 +22,7 @@ from xattn.inputs.text import Unit
 from xattn.ledger.account import Account
 from xattn.memory import Memory
 from xattn.model import Model, Source
+from xattn.models.parallel import Parallel
 from xattn.spec import FORMS, Form, is_absorbed
 
 MOST_ROWS = 64
@@ -81,6 +82,7 @@ class Engine:
         language: str | None = None,
         target_language: str | None = None,
         task: str = "transcribe",
+        parallel: Parallel | None = None,
         tenant: str = "",
         priority: int = 0,
         deadline_seconds: float | None = None,
@@ -89,7 +91,7 @@ class Engine:
     ) -> Ticket:
         """Hand in a request; its ticket gives the answer, the text as it comes, or an error.
 
-        ``memory``, ``prompt``, the languages, ``task`` and ``settings`` are those of
+        ``memory``, ``prompt``, the languages, ``task``, ``parallel`` and ``settings`` are those of
         :meth:`Model.generate <xattn.Model.generate>`; prompt lookup is not for engines. A raw
         source is encoded between steps. Higher ``priority`` goes first; tenants of the same
         priority get equal shares. After ``deadline_seconds`` the request ends with a
@@ -105,7 +107,11 @@ class Engine:
         fits = deadline_seconds is None or (is_number(deadline_seconds) and deadline_seconds > 0)
         require(fits, "deadline_seconds", "above 0, or None", deadline_seconds)
         question = Question(
-            prompt=prompt, language=language, target_language=target_language, task=task
+            prompt=prompt,
+            language=language,
+            target_language=target_language,
+            task=task,
+            parallel=parallel,
         )
         job = self._worker.desk.job(memory, question, settings)
         seconds = None if deadline_seconds is None else float(deadline_seconds)

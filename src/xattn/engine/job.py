@@ -17,6 +17,7 @@ from xattn.engine.ticket import Ticket
 from xattn.errors import require
 from xattn.memory import Memory
 from xattn.model import Model, Source, entry_items
+from xattn.models.parallel import Parallel, layout
 
 NO_LOOKUP = "None in an engine, whose steps are shared by sequences that guess differently"
 
@@ -49,6 +50,11 @@ class Job:
     def prompt(self) -> tuple[int, ...]:
         """Decoder tokens that it continues."""
         return self.plan.requests[0].prompt
+
+    @property
+    def parallel(self) -> Parallel:
+        """How it reads several memories of keys and values."""
+        return self.plan.requests[0].parallel
 
     @property
     def rows(self) -> int:
@@ -113,7 +119,7 @@ class Desk:
         # Every language has one token: any will do to count them.
         counted = replace(question, language="en") if detects else question
         prompt, settings = model.asker.prompt(len(reads), counted, settings, None)
-        planned = self._planned(prompt, reads, settings)
+        planned = self._planned(prompt, reads, counted, settings)
         return Job(
             ticket=Ticket(settings, model.asker.known_tokenizer),
             question=question,
@@ -131,7 +137,7 @@ class Desk:
             len(job.reads), job.question, job.settings, first.projection
         )
         assert len(prompt) == len(job.prompt)
-        job.plan = self._planned(prompt, job.reads, settings)
+        job.plan = self._planned(prompt, job.reads, job.question, settings)
         job.course, job.detects = self._course(job.plan, settings), False
 
     def _read(self, items: list[Any], language: str | None) -> list[Shared]:
@@ -147,9 +153,14 @@ class Desk:
             for item in items
         ]
 
-    def _planned(self, prompt: tuple[int, ...], reads: list[Shared], settings: Settings) -> Plan:
-        offset = sum(shared.positions for shared in reads if shared.holds_kv)
-        return plan_after(self._model.spec, [Request(prompt)], [offset], settings)
+    def _planned(
+        self, prompt: tuple[int, ...], reads: list[Shared], question: Question, settings: Settings
+    ) -> Plan:
+        parallel = question.parallel or Parallel()
+        before = [shared.stand for shared in reads if shared.holds_kv]
+        _, offset = layout(before, parallel)
+        request = Request(prompt, parallel=parallel)
+        return plan_after(self._model.spec, [request], [offset], settings)
 
     def _course(self, planned: Plan, settings: Settings) -> Course:
         tokenizer = self._model.asker.known_tokenizer

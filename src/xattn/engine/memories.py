@@ -14,6 +14,7 @@ from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.encode import Prepared
 from xattn.models.network import identity_of
+from xattn.models.parallel import Stand
 from xattn.models.pins import Pins
 from xattn.models.state import Projection
 from xattn.spec import Form, Modality, is_absorbed, is_narrow
@@ -26,7 +27,7 @@ class Shared:
     identity: str
     source: Prepared | None
     """What it is made of, as long as it may have to be; None of a memory that a caller has."""
-    positions: int
+    stand: Stand
     modality: Modality
     holds_kv: bool
     predicted_bytes: int
@@ -42,6 +43,11 @@ class Shared:
     pinned: Projection | None = None
     """What the model keeps of it, which takes no bytes here while it is kept there."""
     in_use: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def positions(self) -> int:
+        """How long it is."""
+        return self.stand.positions
 
     @property
     def projection(self) -> Projection:
@@ -96,7 +102,7 @@ class Memories:
         return Shared(
             identity=identity_of(source) if isinstance(source, Memory) else source.key.digest,
             source=None if isinstance(source, Memory) else source,
-            positions=positions,
+            stand=Stand.of(source),
             modality=source.modality if isinstance(source, Memory) else source.key.modality,
             holds_kv=self._model.spec.decoder.cross_attention is None,
             predicted_bytes=self._predicted(positions, memory),

@@ -303,7 +303,9 @@ def _readers(state: DecodeState) -> Iterator[tuple[Projection, int, list[int]]]:
 
 
 def _readable(state: DecodeState) -> bool:
-    """All memories are in one form."""
+    """All memories are in one form, and are asked as they are."""
+    if not all(slot.is_plain for slot in state.slots):
+        return False
     forms = {group.projection.form for slot in state.slots for group in slot}
     return len(forms) <= 1
 

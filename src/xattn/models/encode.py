@@ -34,6 +34,7 @@ from xattn.memory import (
     digest_of,
 )
 from xattn.models.network import Network
+from xattn.models.parallel import Stand
 from xattn.spec import AudioStemSpec
 
 LABEL_CHARACTERS = 40
@@ -61,6 +62,8 @@ class Prepared:
     spans: Sequence[Span]
     label: str
     details: dict[str, Any] = field(default_factory=dict)
+    behind: Memory | None = None
+    """A memory of a decoder-only model that this one is to be made behind."""
 
     def memory(self, states_SD: Tensor, mask_S: Tensor | None = None) -> Memory:
         """The memory with these states."""
@@ -75,10 +78,39 @@ class Prepared:
         )
 
 
+def placed_behind(network: Network, item: Prepared, behind: Memory) -> Prepared:
+    """``item`` as what a decoder-only model reads after the memory ``behind``, and named as such.
+
+    Raises :class:`UsageError` for a prefix that is none, :class:`InvalidSourceError` where both
+    together are too long.
+    """
+    prefix, limit = Stand.of(behind), network.spec.decoder.position.limit
+    alone = behind.holds_kv and prefix.behind is None
+    require(alone, "behind", "a memory of keys and values that is behind no other", behind)
+    start = prefix.positions
+    if limit is not None and start + len(item.spans) > limit:
+        raise InvalidSourceError(
+            f"the source {item.label!r} has {len(item.spans)} tokens behind a prefix of {start}, "
+            f"but this model has {limit} positions; shorten or split it."
+        )
+    return replace(
+        item,
+        key=replace(item.key, preprocessing=f"{item.key.preprocessing} behind {prefix.name}"),
+        details={**item.details, "start": start, "behind": prefix.name},
+        behind=behind,
+    )
+
+
 def prepare_texts(
-    network: Network, tokenizer: Tokenizer | None, sources: Sequence[TextSource]
+    network: Network,
+    tokenizer: Tokenizer | None,
+    sources: Sequence[TextSource],
+    *,
+    plain: bool = False,
 ) -> list[Prepared]:
     """Texts in their canonical form (NFC), whose characters the spans count.
+
+    ``plain`` ones have no special tokens around them.
 
     Raises :class:`InvalidSourceError` where a text is empty or has more tokens than the encoder
     has positions, :class:`UsageError` for a language that the tokenizer does not know.
@@ -96,6 +128,7 @@ def prepare_texts(
                 source=text.encode(),
                 preprocessing=TEXT_PREPROCESSING,
                 encoder=encoder,
+                plain=plain,
             )
         )
     return prepared
@@ -119,13 +152,15 @@ def prepare_written(
     source: bytes,
     preprocessing: str,
     encoder: str,
+    plain: bool = False,
 ) -> Prepared:
     """What an encoder of text reads as ``text``, named by the bytes of its ``source``.
 
     ``preprocessing`` says how the one became the other, ``encoder`` is the encoder's digest; spans
-    count the characters of ``text``. Raises :class:`InvalidSourceError` where it is too long.
+    count the characters of ``text``. A ``plain`` text has no special tokens around it. Raises
+    :class:`InvalidSourceError` where it is too long.
     """
-    encoded, label = side.encode(text), _label(text)
+    encoded, label = (side.encode_plain if plain else side.encode)(text), _label(text)
     _check_ids(network, encoded.ids, label)
     how = f"{_how(network, preprocessing)} {side.identity}"
     return Prepared(
@@ -290,7 +325,9 @@ def encode(network: Network, prepared: Sequence[Prepared]) -> list[Memory]:
     rows = [one for one in inputs if isinstance(one, list)]
     with torch.autocast(network.device.type, enabled=False):  # or the key's dtype would be a lie
         if network.encoder is None:
-            of_tokens = iter([network.encode_kv(row) for row in rows])
+            texts = (item for item in prepared if isinstance(item.inputs, list))
+            pairs = zip(rows, texts, strict=True)
+            of_tokens = iter([network.encode_kv(row, item.behind) for row, item in pairs])
         else:
             of_tokens = iter(network.encode_tokens(rows) if rows else ())
         return [

@@ -21,7 +21,8 @@ from xattn.memory import Hash, Memory, bytes_of, digest_of
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
-from xattn.models.state import DecodeState, Projection
+from xattn.models.parallel import Parallel, Stand, layout
+from xattn.models.state import DecodeState, Projection, Read, Reading
 from xattn.spec import FORMS, Form, ModelSpec, is_absorbed, is_narrow
 
 PADDING_SHARE = 0.25
@@ -120,9 +121,12 @@ class Network(nn.Module):
         return [states[n] for n in range(len(ids))]
 
     @torch.no_grad()
-    def encode_kv(self, ids: Sequence[int]) -> Tensor:
-        """Token ids -> the decoder's own keys and values ``[S, L * 2 * G * K]``, to go on from."""
-        state = self.start([[]])
+    def encode_kv(self, ids: Sequence[int], behind: Memory | None = None) -> Tensor:
+        """Token ids -> the decoder's own keys and values ``[S, L * 2 * G * K]``, to go on from.
+
+        They come after the memory that they are ``behind``, whose own they do not repeat.
+        """
+        state = self.start([[] if behind is None else [behind]])
         self.decoder.hidden(torch.tensor([list(ids)], device=self.device), state)
         self.counters.encoder_passes += 1
         return state.cache.only_row_SF()
@@ -144,24 +148,31 @@ class Network(nn.Module):
         *,
         form: Form = "materialized",
         most: int | None = None,
+        parallel: Sequence[Parallel] | None = None,
     ) -> DecodeState:
         """A state with one row per entry of ``attended``, each attending to the memories it lists.
 
         Memories are told apart by key and mask, and each distinct one is projected once; a
         :class:`Projection` of one memory is taken as it is. No row is expected to see more than
-        ``most`` tokens: the cache grows to that, and only then beyond.
+        ``most`` tokens: the cache grows to that, and only then beyond. ``parallel`` says for each
+        row how a decoder-only model reads several.
         """
         depth = max((len(items) for items in attended), default=0)
-        if self.spec.decoder.cross_attention is None:
-            bound = "at most one for a decoder without cross-attention, which goes on from it"
-            require(depth <= 1, "memories", bound, depth)
         placed: dict[str, tuple[Projection, int]] = {}
         for j in range(depth):
             self._place((items[j] for items in attended if len(items) > j), placed, form)
-        readings = [tuple(placed[identity_of(item)] for item in items) for items in attended]
+        readings = [tuple(Read(*placed[identity_of(item)]) for item in items) for items in attended]
+        offsets = [0] * len(readings)
+        if self.spec.decoder.cross_attention is None and depth:
+            ways = [Parallel()] * len(readings) if parallel is None else parallel
+            laid = [_laid_out(row, how) for row, how in zip(readings, ways, strict=True)]
+            readings, offsets = [row for row, _ in laid], [offset for _, offset in laid]
+            turned = self.decoder.rotary is None and any(r.turn for row in readings for r in row)
+            require(not turned, "positions", "'shared': only rotary keys can move", "sequence")
         self._refresh_compiled()
-        offsets = [sum(map(kv_positions, items)) for items in attended]
-        state = DecodeState(self.spec.decoder, readings, self.dtype, self.device, offsets)
+        state = DecodeState(
+            self.spec.decoder, readings, self.dtype, self.device, offsets, self.decoder.rotary
+        )
         state.cache.most = most
         return state
 
@@ -312,10 +323,24 @@ class Network(nn.Module):
         return Projection(memories=tuple(memories), segments=segments, form=form)
 
 
-def kv_positions(item: Attended) -> int:
-    """Positions that decoding goes on from: those of a memory of keys and values, else none."""
-    memories = item.memories if isinstance(item, Projection) else (item,)
-    return sum(len(memory) for memory in memories if memory.holds_kv)
+def positions_before(attended: Sequence[Attended], how: Parallel) -> int:
+    """Position that a prompt begins at after these: 0 but for memories of keys and values."""
+    memories = [item if isinstance(item, Memory) else item.memories[0] for item in attended]
+    return layout([Stand.of(m) for m in memories if m.holds_kv], how)[1]
+
+
+def _laid_out(reading: Reading, how: Parallel) -> tuple[Reading, int]:
+    """What a row reads, each memory at its place, and the position that its prompt begins at."""
+    memories = [read.projection.memories[read.member] for read in reading]
+    places, offset = layout([Stand.of(memory) for memory in memories], how)
+    return tuple(
+        read._replace(
+            turn=place.turn,
+            temperature=how.temperature if place.weighed else 1.0,
+            scale=how.scale if place.weighed else 1.0,
+        )
+        for read, place in zip(reading, places, strict=True)
+    ), offset
 
 
 def digest_of_weights(about: str, named: Iterable[tuple[str, Tensor]], hash: Hash) -> str:

@@ -7,9 +7,11 @@ from xattn.errors import is_whole, require
 from xattn.inputs.audio import read_audio
 from xattn.inputs.table import Table
 from xattn.inputs.text import Tokenizer, token_ids_of
+from xattn.memory import Memory
 from xattn.models.encode import (
     Prepared,
     TextSource,
+    placed_behind,
     prepare_audio,
     prepare_long_audio,
     prepare_long_text,
@@ -36,9 +38,16 @@ class Sources:
         self._goes_on = encoder is None
 
     def prepare(
-        self, sources: Sequence[Any], *, language: str | None, sample_rate: int | None
+        self,
+        sources: Sequence[Any],
+        *,
+        language: str | None,
+        sample_rate: int | None,
+        behind: Memory | None = None,
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
+        fits = behind is None or self._goes_on
+        require(fits, "behind", "left out for encoders, which read each source alone", behind)
         if self._hears:
             require(language is None, "language", _NO_LANGUAGE, language)
             return [
@@ -46,19 +55,25 @@ class Sources:
                 for source in sources
             ]
         require(sample_rate is None, "sample_rate", "left out for text", sample_rate)
-        kinds: dict[Callable[[list[Any]], list[Prepared]], dict[int, Any]] = {}
+        kinds: dict[Callable[[list[Any], bool], list[Prepared]], dict[int, Any]] = {}
         for place, source in enumerate(sources):
             kind, plain = self._kind(source, language)
             kinds.setdefault(kind, {})[place] = plain
         found: dict[int, Prepared] = {}
         for prepare, of_kind in kinds.items():
-            found |= zip(of_kind, prepare(list(of_kind.values())), strict=True)
-        return [found[place] for place in range(len(sources))]
+            found |= zip(of_kind, prepare(list(of_kind.values()), behind is not None), strict=True)
+        prepared = [found[place] for place in range(len(sources))]
+        if behind is None:
+            return prepared
+        return [placed_behind(self._network, item, behind) for item in prepared]
 
     def _kind(
         self, source: Any, language: str | None
-    ) -> tuple[Callable[[list[Any]], list[Prepared]], Any]:
-        """What prepares sources of this kind together, and the source as it takes it."""
+    ) -> tuple[Callable[[list[Any], bool], list[Prepared]], Any]:
+        """What prepares sources of this kind together, and the source as it takes it.
+
+        It is told whether they are to have no special tokens around them.
+        """
         if isinstance(source, Table):
             return self._tables, (source, language)
         ids = token_ids_of(source)
@@ -66,15 +81,16 @@ class Sources:
             return self._token_ids, ids
         return self._texts, TextSource(text_of(source), language)
 
-    def _texts(self, sources: list[TextSource]) -> list[Prepared]:
-        return prepare_texts(self._network, self._tokenizer, sources)
+    def _texts(self, sources: list[TextSource], plain: bool) -> list[Prepared]:
+        return prepare_texts(self._network, self._tokenizer, sources, plain=plain)
 
-    def _token_ids(self, sources: list[list[int]]) -> list[Prepared]:
-        return prepare_token_ids(self._network, sources)
+    def _token_ids(self, sources: list[list[int]], plain: bool) -> list[Prepared]:
+        return prepare_token_ids(self._network, sources)  # which are plain anyway
 
-    def _tables(self, sources: list[tuple[Table, str | None]]) -> list[Prepared]:
+    def _tables(self, sources: list[tuple[Table, str | None]], plain: bool) -> list[Prepared]:
         tables, languages = zip(*sources, strict=True)
-        return prepare_tables(self._network, self._tokenizer, tables, languages[0])
+        reader = (self._network, self._tokenizer)
+        return prepare_tables(*reader, tables, languages[0], plain=plain)
 
     def prepare_long(
         self,

@@ -7,10 +7,10 @@ Axes: R rows (requests x beams), N memories, W queries that share one, T tokens,
 heads, G key/value heads, K head width, L layers, C cached tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from xattn.attention.merge import Part, combine
 from xattn.errors import UsageError
 from xattn.memory import Memory
 from xattn.models.cache import SelfCache
+from xattn.models.positions import Rotary, rotate
 from xattn.spec import DecoderSpec, Form
 
 
@@ -110,26 +111,77 @@ class Group:
         return full.index_copy(0, self._target, x_RTH)
 
 
-Slot = list[Group]
-"""Groups over disjoint rows: the j-th memory of every request."""
+class Read(NamedTuple):
+    """One memory as one row reads it."""
 
-Reading = tuple[tuple[Projection, int], ...]
-"""What one row reads: projections, and which memory of each."""
+    projection: Projection
+    member: int
+    """Which of its memories."""
+    turn: int = 0
+    """Positions between where its keys were made and where this row has them (rotary decoders)."""
+    temperature: float = 1.0
+    """What scores are divided by."""
+    scale: float = 1.0
+    """What the log-sum-exp over all memories that have one is multiplied by."""
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether the softmax over all that the row reads is no plain one here."""
+        return self.temperature != 1.0 or self.scale != 1.0
+
+
+Reading = tuple[Read, ...]
+"""What one row reads."""
+
+
+class Slot:
+    """The j-th memory of every row: groups over disjoint rows."""
+
+    def __init__(self, reads: Sequence[Read | None]) -> None:
+        """Row r reads ``reads[r]``, or nothing."""
+        held: dict[int, tuple[Projection, list[int], list[int]]] = {}
+        for row, read in enumerate(reads):
+            if read is not None:
+                _, rows, members = held.setdefault(id(read.projection), (read.projection, [], []))
+                rows.append(row)
+                members.append(read.member)
+        self.groups = [_group(*group, len(reads)) for group in held.values()]
+        self._turns = [0 if read is None else read.turn for read in reads]
+        self._temperatures = [1.0 if read is None else read.temperature for read in reads]
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self.weighed_R = [read is not None and read.is_weighed for read in reads]
+        """Which rows read something that is weighed."""
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    @property
+    def is_plain(self) -> bool:
+        """Every row reads with its queries as they are."""
+        return not any(self._turns) and not any(self.weighed_R)
+
+    def asked(self, q_RTHK: Tensor, rotary: Rotary | None) -> Tensor:
+        """The queries as these memories are asked: turned to where keys were made, and cooled.
+
+        Turning the queries back is turning the keys on, without a copy of any key.
+        """
+        if self.is_plain:
+            return q_RTHK
+        if any(self._turns):
+            assert rotary is not None
+            if self._angles is None:
+                turns_R1 = torch.tensor(self._turns, device=q_RTHK.device).unsqueeze(1)
+                self._angles = rotary.angles(-turns_R1, q_RTHK.dtype)
+            q_RTHK = rotate(q_RTHK, self._angles)
+        if any(t != 1.0 for t in self._temperatures):
+            q_RTHK = q_RTHK / q_RTHK.new_tensor(self._temperatures)[:, None, None, None]
+        return q_RTHK
 
 
 def slots_of(readings: Sequence[Reading]) -> list[Slot]:
     """The rows folded by what they read. Memories that no row reads are left out."""
-    slots: list[Slot] = []
-    for j in range(max(map(len, readings), default=0)):
-        held: dict[int, tuple[Projection, list[int], list[int]]] = {}
-        for row, reading in enumerate(readings):
-            if j < len(reading):
-                projection, member = reading[j]
-                _, rows, members = held.setdefault(id(projection), (projection, [], []))
-                rows.append(row)
-                members.append(member)
-        slots.append([_group(*group, len(readings)) for group in held.values()])
-    return slots
+    depth = max(map(len, readings), default=0)
+    return [Slot([r[j] if j < len(r) else None for r in readings]) for j in range(depth)]
 
 
 def _group(projection: Projection, rows: list[int], members: list[int], total: int) -> Group:
@@ -150,9 +202,10 @@ class DecodeState:
         dtype: torch.dtype,
         device: torch.device,
         offsets: Sequence[int] | None = None,
+        rotary: Rotary | None = None,
     ) -> None:
-        """A row for each entry of ``readings``."""
-        self.spec = spec
+        """A row for each entry of ``readings``; ``rotary`` is what turns its queries, if any."""
+        self.spec, self.rotary = spec, rotary
         self.readings: list[Reading] = list(readings)
         """What each row reads; rows that read the same are folded."""
         self.cache = SelfCache(spec, len(self.readings), dtype, device)
@@ -202,7 +255,7 @@ class DecodeState:
     def fresh(self) -> "DecodeState":
         """The same rows and memories, with no token seen yet."""
         kv = self.cache.layers_2PGCK[0]
-        return DecodeState(self.spec, self.readings, kv.dtype, kv.device, self.offsets)
+        return DecodeState(self.spec, self.readings, kv.dtype, kv.device, self.offsets, self.rotary)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
@@ -238,10 +291,33 @@ class DecodeState:
         return combine(parts)[0] if parts else torch.zeros_like(q_RTHK)
 
     def memory_parts(self, q_RTHK: Tensor, layer: int, scale: float) -> list[Part]:
-        """What each group of memories gives all rows, to be merged; -inf where it gives nothing."""
+        """What each group of memories gives all rows, to be merged; -inf where it gives nothing.
+
+        Those that a row weighs are one part, whose log-sum-exp is scaled.
+        """
+        plain: list[Part] = []
+        weighed: list[Part] = []
+        for slot in self.slots:
+            parts = self._slot_parts(slot, q_RTHK, layer, scale)
+            if any(slot.weighed_R):
+                weighed += _only(parts, slot.weighed_R)
+                parts = _only(parts, [not one for one in slot.weighed_R])
+            plain += parts
+        if weighed:
+            out_RTHK, lse_RTH = combine(weighed)
+            plain.append((out_RTHK, lse_RTH * lse_RTH.new_tensor(self._scales)[:, None, None]))
+        return plain
+
+    @property
+    def _scales(self) -> list[float]:
+        """What each row multiplies the log-sum-exp of its weighed memories by."""
+        return [next((r.scale for r in row if r.is_weighed), 1.0) for row in self.readings]
+
+    def _slot_parts(self, slot: Slot, q_RTHK: Tensor, layer: int, scale: float) -> list[Part]:
         R, T = q_RTHK.shape[:2]
         parts: list[Part] = []
-        for group in (group for slot in self.slots for group in slot):
+        q_RTHK = slot.asked(q_RTHK, self.rotary)
+        for group in slot:
             segment = group.projection.segments[layer]
             assert segment is not None
             out, lse = attend(group.fold(q_RTHK), segment, scale=scale)
@@ -270,3 +346,13 @@ class DecodeState:
         S = max(piece.shape[-1] for piece in pieces)
         padded = [torch.nn.functional.pad(piece, (0, S - piece.shape[-1])) for piece in pieces]
         return torch.stack(padded).sum(dim=0)
+
+
+def _only(parts: Sequence[Part], rows: Sequence[bool]) -> list[Part]:
+    """The parts, nothing of them in other rows."""
+    if all(rows):
+        return list(parts)
+    if not any(rows):
+        return []
+    others_R11 = ~torch.tensor(rows, device=parts[0][1].device)[:, None, None]
+    return [(out, lse.masked_fill(others_R11, float("-inf"))) for out, lse in parts]

@@ -22,18 +22,21 @@ def prepare_tables(
     tokenizer: Tokenizer | None,
     tables: Sequence[Table],
     language: str | None = None,
+    *,
+    plain: bool = False,
 ) -> list[Prepared]:
     """Tables as text (:meth:`~xattn.inputs.table.Table.pieces`), named by their typed cells.
 
     Spans are in ``"cells"``, counted row by row from 0, the header first: a position of cell n has
     ``[n, n + 1)``. Separators belong to the cell that they precede; a token of several cells spans
-    them all; one that the tokenizer adds has an empty span where it stands.
+    them all; one that the tokenizer adds has an empty span where it stands. ``plain`` ones have
+    no special tokens around them.
 
     Raises :class:`InvalidSourceError` where a table has more tokens than the encoder has positions,
     :class:`UsageError` without a tokenizer, or for a language that it does not know.
     """
     side, encoder = side_of(tokenizer, language), network.encoder_digest
-    return [_prepare(network, side, table, encoder) for table in tables]
+    return [_prepare(network, side, table, encoder, plain=plain) for table in tables]
 
 
 def prepare_long_table(
@@ -79,7 +82,9 @@ def prepare_long_table(
     return prepared
 
 
-def _prepare(network: Network, side: Tokenizer, table: Table, encoder: str) -> Prepared:
+def _prepare(
+    network: Network, side: Tokenizer, table: Table, encoder: str, *, plain: bool = False
+) -> Prepared:
     pieces = list(_pieces(table))
     written = prepare_written(
         network,
@@ -88,6 +93,7 @@ def _prepare(network: Network, side: Tokenizer, table: Table, encoder: str) -> P
         source=table.canonical_bytes,
         preprocessing=LINEARISATION,
         encoder=encoder,
+        plain=plain,
     )
     return replace(written, spans=_cells(written.spans, pieces))
 
