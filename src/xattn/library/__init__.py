@@ -1,0 +1,1 @@
+"""A corpus whose passages were encoded once, and answers that attend over those they need."""

@@ -1,0 +1,59 @@
+"""A passage: what is found, encoded, read and cited."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xattn.inputs.table import Table
+from xattn.memory import digest_of
+
+Scalar = str | int | float | bool
+Metadata = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A stretch of a document under one heading and on one page, as a reader of files gives it.
+
+    Readers give sections one after the other, so that no file need be in memory as a whole.
+    """
+
+    text: str
+    start: int
+    """Characters of the document before it. Of a plain text they are the file's own characters."""
+    heading: tuple[str, ...] = ()
+    """Headings above it, the outermost first."""
+    page: int | None = None
+    """From 1, where the file has pages."""
+    table: Table | None = None
+    """The rows of a table, of which ``text`` is empty."""
+    first_row: int = 1
+    """Number of the table's first row here, within the file."""
+    is_code: bool = False
+    """Cut at blank lines and definitions, not at sentences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Some sentences of a document, or some rows of a table."""
+
+    source: str
+    """The file, as an absolute path, or the name that a caller gave to a text of theirs."""
+    title: str
+    """Of the document."""
+    heading: tuple[str, ...] = ()
+    text: str
+    """In Unicode normalisation form C; of a table, its header and rows as they are encoded."""
+    start: int
+    end: int
+    """Characters ``[start, end)`` of the document's text; of a table, of its rows from 1."""
+    page: int | None = None
+    table: Table | None = None
+    metadata: Metadata = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Digest of where it is and what it says: 32 hexadecimal characters."""
+        place = f"{self.source}\n{self.start}\n{self.end}\n{self.page}"
+        about = "\n".join((self.title, *self.heading))
+        parts = (place.encode(), about.encode(), self.text.encode())
+        return digest_of(*parts)[:32]
