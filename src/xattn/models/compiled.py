@@ -6,7 +6,7 @@ vocabulary.
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from xattn.models.layers import ACTIVATIONS, Attention, FeedForward, RMSNorm
 from xattn.models.narrow import NarrowEmbedding, NarrowLinear, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.models.products import is_changed
-from xattn.models.state import DecodeState, Projection
+from xattn.models.state import DecodeState, Projection, Slot
 from xattn.native import Library, library, structs
 
 NAMES = {
@@ -259,21 +259,21 @@ class Session:
 
     def _reads(self, state: DecodeState) -> structs.Reads:
         readers = list(_readers(state))
-        projections = [projection for projection, _, _ in readers]
+        projections = [reader.projection for reader in readers]
         layers = [i for i, s in enumerate(projections[0].segments) if s is not None]
         segments = [
-            _segment(_of(projection, layer), member)
+            _segment(_of(reader.projection, layer), reader.member)
             for layer in layers
-            for projection, member, _ in readers
+            for reader in readers
         ]
-        lengths = [len(p.memories[member]) for p, member, _ in readers]
-        masks = [_mask(_of(p, layers[0]), member, p) for p, member, _ in readers]
-        rows = [row for _, _, of_memory in readers for row in of_memory]
-        first = np.cumsum([0, *(len(of_memory) for _, _, of_memory in readers)])
+        lengths = [len(r.projection.memories[r.member]) for r in readers]
+        masks = [_mask(_of(r.projection, layers[0]), r.member, r.projection) for r in readers]
+        rows = [row for reader in readers for row in reader.rows]
+        first = np.cumsum([0, *(len(reader.rows) for reader in readers)])
         absorbed = [_absorption(_of(projections[0], layer)) for layer in layers]
         sample = _of(projections[0], layers[0])
         self._held += [projections, masks]
-        return structs.Reads(
+        reads = structs.Reads(
             memories=len(readers),
             numbers=sample.is_narrow,
             absorbed=sample.states_NSD.shape[2] if isinstance(sample, Absorbed) else 0,
@@ -285,6 +285,28 @@ class Session:
             first=self._numbers(first),
             rows=self._numbers(rows),
         )
+        if not all(slot.is_plain for slot in state.slots):
+            self._weigh(reads, readers, state)
+        return reads
+
+    def _weigh(self, reads: structs.Reads, readers: "Sequence[Reader]", state: DecodeState) -> None:
+        """How rows read that do not ask memories as they are."""
+        assert state.rotary is not None
+        each = [(reader.slot, row) for reader in readers for row in reader.rows]
+        turns = torch.tensor([slot.turns[row] for slot, row in each])
+        temperatures_N11 = torch.tensor([slot.temperatures[row] for slot, row in each])[
+            :, None, None
+        ]
+        angles = state.rotary.angles(-turns[:, None], torch.float32)
+        half = angles[0].shape[-1] // 2
+        turns_N2K = torch.cat([wave.flatten(1)[:, None, :half] for wave in angles], dim=1)
+        turns_N2K = (turns_N2K / temperatures_N11).contiguous()
+        weighed = np.array([slot.weighed_R[row] for slot, row in each], dtype=np.uint8)
+        scales = np.array(state.scales, dtype=np.float32)
+        self._held += [turns_N2K, weighed, scales]
+        reads.turns, reads.weighed = turns_N2K.data_ptr(), weighed.ctypes.data
+        if weighed.any():
+            reads.scales = scales.ctypes.data
 
     def _numbers(self, values: Sequence[int] | np.ndarray[Any, Any]) -> int:
         array = np.array(values, dtype=np.int64)
@@ -292,20 +314,27 @@ class Session:
         return array.ctypes.data
 
 
-def _readers(state: DecodeState) -> Iterator[tuple[Projection, int, list[int]]]:
-    """Every memory that is read: its projection, which of it, and the rows that read it."""
-    for group in (group for slot in state.slots for group in slot):
+class Reader(NamedTuple):
+    """One memory, and the rows that read it in one slot."""
+
+    slot: Slot
+    projection: Projection
+    member: int
+    rows: list[int]
+
+
+def _readers(state: DecodeState) -> Iterator[Reader]:
+    """Every memory that is read."""
+    for slot, group in ((slot, group) for slot in state.slots for group in slot):
         rows: dict[int, list[int]] = {}
         for row, member in zip(group.rows, group.members, strict=True):
             rows.setdefault(member, []).append(row)
         for member, of_memory in sorted(rows.items()):
-            yield group.projection, member, of_memory
+            yield Reader(slot, group.projection, member, of_memory)
 
 
 def _readable(state: DecodeState) -> bool:
-    """All memories are in one form, and are asked as they are."""
-    if not all(slot.is_plain for slot in state.slots):
-        return False
+    """All memories are in one form."""
     forms = {group.projection.form for slot in state.slots for group in slot}
     return len(forms) <= 1
 

@@ -146,8 +146,10 @@ class Slot:
                 rows.append(row)
                 members.append(read.member)
         self.groups = [_group(*group, len(reads)) for group in held.values()]
-        self._turns = [0 if read is None else read.turn for read in reads]
-        self._temperatures = [1.0 if read is None else read.temperature for read in reads]
+        self.turns = [0 if read is None else read.turn for read in reads]
+        """Positions that each row's queries are turned back by."""
+        self.temperatures = [1.0 if read is None else read.temperature for read in reads]
+        """What each row's scores are divided by."""
         self._angles: tuple[Tensor, Tensor] | None = None
         self.weighed_R = [read is not None and read.is_weighed for read in reads]
         """Which rows read something that is weighed."""
@@ -158,7 +160,7 @@ class Slot:
     @property
     def is_plain(self) -> bool:
         """Every row reads with its queries as they are."""
-        return not any(self._turns) and not any(self.weighed_R)
+        return not any(self.turns) and not any(self.weighed_R)
 
     def asked(self, q_RTHK: Tensor, rotary: Rotary | None) -> Tensor:
         """The queries as these memories are asked: turned to where keys were made, and cooled.
@@ -167,14 +169,14 @@ class Slot:
         """
         if self.is_plain:
             return q_RTHK
-        if any(self._turns):
+        if any(self.turns):
             assert rotary is not None
             if self._angles is None:
-                turns_R1 = torch.tensor(self._turns, device=q_RTHK.device).unsqueeze(1)
+                turns_R1 = torch.tensor(self.turns, device=q_RTHK.device).unsqueeze(1)
                 self._angles = rotary.angles(-turns_R1, q_RTHK.dtype)
             q_RTHK = rotate(q_RTHK, self._angles)
-        if any(t != 1.0 for t in self._temperatures):
-            q_RTHK = q_RTHK / q_RTHK.new_tensor(self._temperatures)[:, None, None, None]
+        if any(t != 1.0 for t in self.temperatures):
+            q_RTHK = q_RTHK / q_RTHK.new_tensor(self.temperatures)[:, None, None, None]
         return q_RTHK
 
 
@@ -305,11 +307,11 @@ class DecodeState:
             plain += parts
         if weighed:
             out_RTHK, lse_RTH = combine(weighed)
-            plain.append((out_RTHK, lse_RTH * lse_RTH.new_tensor(self._scales)[:, None, None]))
+            plain.append((out_RTHK, lse_RTH * lse_RTH.new_tensor(self.scales)[:, None, None]))
         return plain
 
     @property
-    def _scales(self) -> list[float]:
+    def scales(self) -> list[float]:
         """What each row multiplies the log-sum-exp of its weighed memories by."""
         return [next((r.scale for r in row if r.is_weighed), 1.0) for row in self.readings]
 

@@ -132,6 +132,7 @@ class Reads(Structure):
     """Which rows read which memories.
 
     ``numbers`` is 1 where they are int8, ``absorbed`` the width of absorbed states, or 0.
+    ``turns``, ``weighed`` and ``scales`` are of rows that read in ways of their own.
     """
 
     _fields_: ClassVar = [
@@ -145,6 +146,9 @@ class Reads(Structure):
         ("masks", c_void_p),
         ("first", c_void_p),
         ("rows", c_void_p),
+        ("turns", c_void_p),
+        ("weighed", c_void_p),
+        ("scales", c_void_p),
     ]
 
 

@@ -87,6 +87,11 @@ struct Reads {
     const uint8_t *const *masks;   // [memories], [S] each, null where all may be read
     const int64_t *first;          // [memories + 1] into `rows`
     const int64_t *rows;           // the rows that read each memory
+    const float *turns;            // [reads, 2, K/2] cosines and sines, over the temperature, that
+                                   // what a row asks of a memory is turned by; null: it is asked as
+                                   // it is
+    const uint8_t *weighed;        // [reads] is it one of those that `scales` is for?
+    const float *scales;           // [R] of the log-sum-exp of all weighed; null: none is
 };
 
 struct Step {
@@ -175,6 +180,7 @@ constexpr int64_t STRETCH = 256;  // positions at least in a stretch
 // How memories are cut, kept from step to step for its room only.
 thread_local std::vector<Stretch> stretches;
 thread_local std::vector<int64_t> row_parts;  // [R] readings of each row
+thread_local std::vector<uint8_t> weighed_parts;  // [R, parts] of them, those that are weighed
 
 struct Pass {
     const Step &step;
@@ -191,6 +197,7 @@ struct Pass {
     float *read_values;         // [M, heads, parts, read_width]
     const Stretch *stretch;     // thread-local to the caller, and read by all
     const int64_t *row_part;
+    const uint8_t *part_weighed;
     int64_t stretch_count = 0;
     float **thread_pointers;
     float *thread_numbers;
@@ -239,6 +246,11 @@ struct Pass {
             for (auto row = first; row < last; row++) row_parts[*row] = part;
             parts = std::max(parts, part);
         }
+        weighed_parts.assign(reads.scales ? R * parts : 0, 0);
+        if (reads.scales)
+            for (const Stretch &s : stretches)
+                for (int64_t i = reads.first[s.memory]; i < reads.first[s.memory + 1]; i++)
+                    weighed_parts[reads.rows[i] * parts + s.part] = reads.weighed[i];
     }
 
     const Attention &crossing() const {
@@ -269,8 +281,10 @@ struct Pass {
         const int64_t most_queries = sharing * T * heads;
         const bool narrow = step.reads && step.reads->numbers == INT8;
         pointer_count = most_queries + 2 * BLOCK;
+        const bool turned = step.reads && step.reads->turns;
         number_count = most_queries * BLOCK + T * heads * BLOCK + LANES +
-                       (narrow ? 2 * BLOCK * read_width : 0);
+                       (narrow ? 2 * BLOCK * read_width : 0) +
+                       (turned ? most_queries * head_width : 0);
         thread_pointers = arena.take<float *>(threads * pointer_count);
         thread_numbers = arena.take<float>(threads * number_count);
         thread_readings = arena.take<Reading>(threads * most_queries);
@@ -282,6 +296,7 @@ struct Pass {
     void run() {
         stretch = stretches.data();
         row_part = row_parts.data();
+        part_weighed = weighed_parts.data();
         stretch_count = step.reads ? stretches.size() : 0;
         for (int64_t i = 0; i < M * heads * parts; i++) readings[i].top = NOTHING;
         for (int64_t i = 0; i < phase_count; i++) phases[i].next = phases[i].done = 0;
@@ -562,6 +577,7 @@ struct Pass {
         float *scores = thread_numbers + me * number_count;
         float *bias = scores + sharing * T * heads * BLOCK;
         float *unpacked = bias + T * heads * BLOCK + LANES;
+        float *turned = unpacked + (reads.numbers == INT8 ? 2 * BLOCK * read_width : 0);
         Reading *found = thread_readings + me * sharing * T * heads;
         int number = 0;
         for (int64_t i = reads.first[piece.memory]; i < reads.first[piece.memory + 1]; i++)
@@ -569,6 +585,11 @@ struct Pass {
                 for (int64_t h = g * per_group; h < (g + 1) * per_group; h++, number++) {
                     const int64_t query = (reads.rows[i] * T + t) * a.heads + h;
                     query_at[number] = absorbed ? reach + query * width : queries + query * width;
+                    if (reads.turns) {
+                        const float *turn = reads.turns + i * width;
+                        turn_back(turn, query_at[number], turned + number * width, width / 2);
+                        query_at[number] = turned + number * width;
+                    }
                     found[number] = {};
                     found[number].values = read_values + (query * parts + piece.part) * read_width;
                     std::fill_n(found[number].values, width, 0.0f);
@@ -607,6 +628,14 @@ struct Pass {
         }
     }
 
+    static void turn_back(const float *turn, const float *query, float *to, int64_t half) {
+        const float *cosine = turn, *sine = turn + half;
+        for (int64_t i = 0; i < half; i++) {
+            to[i] = query[i] * cosine[i] - query[i + half] * sine[i];
+            to[i + half] = query[i + half] * cosine[i] + query[i] * sine[i];
+        }
+    }
+
     static void unpack(const int8_t *numbers, const float *scales, int64_t stride, int64_t from,
                        int count, int64_t width, float *to, float **at) {
         for (int s = 0; s < count; s++) {
@@ -624,8 +653,22 @@ struct Pass {
         const Reading *part = readings + item * parts;
         const float *query = queries + item * K;
         float *to = mixed + item * K;
-        float top = NOTHING, total = 0.0f;
-        for (int64_t p = 0; p < count; p++) top = std::max(top, part[p].top);
+        const int64_t row = item / a.heads / T;
+        const uint8_t *weighed = step.reads && step.reads->scales ? part_weighed + row * parts : nullptr;
+        // What is weighed is one softmax of its own, then a part like others with its own mass.
+        float tops[2] = {NOTHING, NOTHING}, inside = 0.0f, mass = NOTHING;
+        for (int64_t p = 0; p < count; p++) {
+            float &of_kind = tops[weighed && weighed[p]];
+            of_kind = std::max(of_kind, part[p].top);
+        }
+        if (tops[1] != NOTHING) {
+            for (int64_t p = 0; p < count; p++)
+                if (weighed[p] && part[p].top != NOTHING)
+                    inside += std::exp(part[p].top - tops[1]) * part[p].total;
+            mass = step.reads->scales[row] * (tops[1] + std::log(inside));
+        }
+        const float top = std::max(tops[0], mass);
+        float total = 0.0f;
         if (top == NOTHING) {
             for (int64_t i = 0; i < K; i++) to[i] = query[i] * 0.0f;
             return;
@@ -634,7 +677,9 @@ struct Pass {
         std::fill_n(sum_of, width, 0.0f);
         for (int64_t p = 0; p < count; p++) {
             if (part[p].top == NOTHING) continue;
-            const float share = std::exp(part[p].top - top);
+            const float share = weighed && weighed[p]
+                                    ? std::exp(part[p].top - tops[1]) * std::exp(mass - top) / inside
+                                    : std::exp(part[p].top - top);
             total += share * part[p].total;
             const float *read = read_values + (item * parts + p) * read_width;
             for (int64_t i = 0; i < width; i++) sum_of[i] += share * read[i];
