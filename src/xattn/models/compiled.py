@@ -294,13 +294,11 @@ class Session:
         assert state.rotary is not None
         each = [(reader.slot, row) for reader in readers for row in reader.rows]
         turns = torch.tensor([slot.turns[row] for slot, row in each])
-        temperatures_N11 = torch.tensor([slot.temperatures[row] for slot, row in each])[
-            :, None, None
-        ]
+        temperatures = torch.tensor([slot.temperatures[row] for slot, row in each])
         angles = state.rotary.angles(-turns[:, None], torch.float32)
         half = angles[0].shape[-1] // 2
         turns_N2K = torch.cat([wave.flatten(1)[:, None, :half] for wave in angles], dim=1)
-        turns_N2K = (turns_N2K / temperatures_N11).contiguous()
+        turns_N2K = (turns_N2K / temperatures[:, None, None]).contiguous()
         weighed = np.array([slot.weighed_R[row] for slot, row in each], dtype=np.uint8)
         scales = np.array(state.scales, dtype=np.float32)
         self._held += [turns_N2K, weighed, scales]
@@ -325,7 +323,7 @@ class Reader(NamedTuple):
 
 def _readers(state: DecodeState) -> Iterator[Reader]:
     """Every memory that is read."""
-    for slot, group in ((slot, group) for slot in state.slots for group in slot):
+    for slot, group in ((one, group) for one in state.slots for group in one):
         rows: dict[int, list[int]] = {}
         for row, member in zip(group.rows, group.members, strict=True):
             rows.setdefault(member, []).append(row)
