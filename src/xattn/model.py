@@ -502,6 +502,35 @@ class Model:
             )
         return self.network.cross_weights(torch.tensor([ids]), state, chosen)[0]
 
+    def attribution(
+        self,
+        memories: Sequence[Memory],
+        generation: Generation,
+        *,
+        heads: Sequence[tuple[int, int]] | None = None,
+        parallel: Parallel | None = None,
+    ) -> list[Tensor]:
+        """What each new token of ``generation`` read of each memory: shares ``[T, S]``.
+
+        Of all that the (layer, head) pairs read, a mean over ``heads`` (all, if not given), in the
+        step that chose the token. Over the memories of an encoder-decoder they sum to 1; a
+        decoder-only model reads its prompt and its answer besides. Recomputed in one teacher-forced
+        pass, without an encoder pass. ``memories`` and ``parallel`` are those of the generation.
+        """
+        decoder = self.spec.decoder
+        goes_on = decoder.cross_attention is None
+        attention = decoder.cross_attention or decoder.self_attention
+        reads = [goes_on or crosses for crosses in decoder.placement.layers]
+        every = [(i, head) for i, one in enumerate(reads) if one for head in range(attention.heads)]
+        require(len(memories) > 0, "memories", "at least one", list(memories))
+        require(len(generation.tokens) > 0, "generation", "of at least one token", generation)
+        self.require_own(memories)
+        how = None if parallel is None else [parallel]
+        state = self.network.start([memories], parallel=how)
+        fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])
+        shares = self.network.shares_read(fed, state, every if heads is None else list(heads))
+        return [share_TS[len(generation.prompt) - 1 :] for share_TS in shares]
+
     # Inside
 
     def _memories(self, memory: Any, language: str | None) -> tuple[Memory, ...]:

@@ -6,6 +6,7 @@ import torch
 from pairs import random_tokens
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import xattn
@@ -45,10 +46,11 @@ def memories_of(model, prefix=PREFIX, texts=(FIRST, SECOND)):
     return [before, *model.encode_batch(list(texts), behind=before)]
 
 
-def theirs_on(theirs, texts, asked, how, prefix=PREFIX):
+def theirs_on(theirs, texts, asked, how, prefix=PREFIX, weights=None):
     """Logits ``[T, V]`` after each asked token: the texts do not see each other.
 
-    Where they stand in sequence, their keys are turned on for those who ask.
+    Where they stand in sequence, their keys are turned on for those who ask. ``weights`` is given
+    those of each layer, ``[H, T, S]`` over prefix and texts.
     """
     P, sizes = len(prefix), [len(text) for text in texts]
     ids = [*prefix, *(token for text in texts for token in text), *asked]
@@ -78,6 +80,8 @@ def theirs_on(theirs, texts, asked, how, prefix=PREFIX):
         of_context = scores.masked_fill(~context, float("-inf")).logsumexp(-1, keepdim=True)
         moved = torch.where(of_context.isfinite(), of_context * (how.scale - 1), 0.0)
         scores = torch.where(context, scores + moved, scores)
+        if weights is not None:
+            weights.append(scores.softmax(-1)[0, :, end:, :end])
         return (scores.softmax(-1) @ value).transpose(1, 2), None
 
     AttentionInterface.register("weighed", weighed)
@@ -188,6 +192,43 @@ def test_an_engine_reads_them_as_generate_does(load, how):
     for row, ticket in zip(asked, tickets, strict=True):
         want = model.generate(row, ASKED, parallel=how, **settings)
         assert ticket.result().tokens == want.tokens
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_what_is_read_of_each_memory_is_what_transformers_reads(load, name, how):
+    theirs, model = load(name)
+    memories = memories_of(model)
+    answer = model.generate(memories, ASKED, parallel=how, max_new_tokens=5, eos_token_id=())
+    weights = []
+    theirs_on(theirs, (FIRST, SECOND), [*ASKED, *answer.tokens[:-1]], how, weights=weights)
+    want_LHTS = torch.stack(weights)[:, :, len(ASKED) - 1 :]
+    sizes = [len(memory) for memory in memories]
+    for heads in ([(1, 2)], [(0, 0), (1, 1), (1, 3)], None):
+        found = model.attribution(memories, answer, heads=heads, parallel=how)
+        some = heads or [(i, h) for i in range(len(weights)) for h in range(len(weights[0]))]
+        want = torch.stack([want_LHTS[pair] for pair in some]).mean(0).split(sizes, dim=1)
+        torch.testing.assert_close(found, list(want), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["t5", "bart"])
+def test_what_is_read_of_several_memories_is_one_softmax(tmp_path, form):
+    theirs = tiny.make(form, tmp_path)
+    model = xattn.load(tmp_path)
+    texts = [FIRST, SECOND, PREFIX]
+    memories = model.encode_batch(texts)
+    answer = model.generate(memories, max_new_tokens=5, eos_token_id=())
+    theirs.set_attn_implementation("eager")
+    states = torch.cat([memory.states_SD for memory in memories]).unsqueeze(0)
+    ids = torch.tensor([[*answer.prompt, *answer.tokens[:-1]]])
+    with torch.no_grad():
+        found = theirs(
+            encoder_outputs=BaseModelOutput(states), decoder_input_ids=ids, output_attentions=True
+        )
+    want = torch.cat(found.cross_attentions)[:, :, len(answer.prompt) - 1 :].mean((0, 1))
+    shares = model.attribution(memories, answer)
+    torch.testing.assert_close(shares, list(want.split([len(m) for m in memories], dim=1)))
+    assert torch.allclose(sum(share.sum(1) for share in shares), torch.ones(5))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Everything that attends is built from these two. Cross-attention over k memories
 and one ``merge``, which equals one softmax over the concatenation, without the concatenation.
 """
 
-from xattn.attention.attend import attend, attention_weights
+from xattn.attention.attend import attend, attention_scores, attention_weights
 from xattn.attention.merge import combine, merge
 from xattn.attention.segments import Absorbed, Materialized, Segment, narrow
 
@@ -13,6 +13,7 @@ __all__ = [
     "Materialized",
     "Segment",
     "attend",
+    "attention_scores",
     "attention_weights",
     "combine",
     "merge",

@@ -70,17 +70,25 @@ def attention_weights(
 
     Kept apart from :func:`attend`, so that whoever wants to look never slows down whoever decodes.
     """
+    scores_NAWS = attention_scores(q_NWHK, segment, heads, scale=scale)
+    unread_NAW1 = (scores_NAWS == float("-inf")).all(dim=-1, keepdim=True)
+    return scores_NAWS.softmax(dim=-1).masked_fill(unread_NAW1, 0.0).transpose(1, 2)
+
+
+def attention_scores(
+    q_NWHK: Float[Tensor, "N W H K"],
+    segment: Segment,
+    heads: Sequence[int],
+    *,
+    scale: float,
+) -> Float[Tensor, "N A W S"]:
+    """What the softmax is taken of, in float32; -inf at positions that may not be read."""
     if segment.is_narrow:
         blocks = [_scores(q_NWHK, block, heads) for _, block in segment.blocks()]
         scores_NAWS = torch.cat(blocks, dim=-1) * scale
     else:
         scores_NAWS = _scores(q_NWHK, segment, heads) * scale
-    bias = segment.bias_N11S
-    if bias is None:
-        return scores_NAWS.softmax(dim=-1).transpose(1, 2)
-    unread_N111 = (bias == float("-inf")).all(dim=-1, keepdim=True)
-    weights_NAWS = (scores_NAWS + bias).softmax(dim=-1).masked_fill(unread_N111, 0.0)
-    return weights_NAWS.transpose(1, 2)
+    return scores_NAWS if segment.bias_N11S is None else scores_NAWS + segment.bias_N11S
 
 
 def _scores(q_NWHK: Tensor, segment: Segment, heads: Sequence[int]) -> Tensor:

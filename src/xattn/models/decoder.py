@@ -19,8 +19,9 @@ from xattn.models.state import DecodeState
 from xattn.spec import DecoderSpec, Form, is_absorbed, is_narrow
 
 Angles = tuple[Tensor, Tensor]
-QueryProbe = Callable[[int, Tensor], None]
-"""Called with a layer's number and its cross-attention queries ``[R, T, H, K]``."""
+QueryProbe = Callable[[int, Tensor, Tensor | None], None]
+"""Called with a layer's number, the queries ``[R, T, H, K]`` that it reads memories with, and the
+log-sum-exp ``[R, T, H]`` of what the same softmax reads of the tokens themselves, if it does."""
 
 
 class DecoderLayer(nn.Module):
@@ -52,7 +53,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """[R, T, D] -> [R, T, D]; writes the new keys and values into ``state``."""
         x_RTD = self._around(
-            x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles)
+            x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles, probe)
         )
         if clock is not None:
             clock.end("self-attention")
@@ -81,7 +82,12 @@ class DecoderLayer(nn.Module):
         return norm(saturate(x + sublayer(x)))
 
     def _attend_self(
-        self, h_RTD: Tensor, state: DecodeState, bias: Tensor | None, angles: Angles | None
+        self,
+        h_RTD: Tensor,
+        state: DecodeState,
+        bias: Tensor | None,
+        angles: Angles | None,
+        probe: QueryProbe | None,
     ) -> Tensor:
         attention = self.self_attn
         q_RTHK, k_RGTK = attention.queries(h_RTD), attention.keys(h_RTD)
@@ -93,6 +99,8 @@ class DecoderLayer(nn.Module):
         own = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
         if self.goes_on:
             # A memory of keys and values is what came before: one more segment of the same softmax.
+            if probe is not None:
+                probe(self.index, q_RTHK, own[1])
             own = combine([own, *state.memory_parts(q_RTHK, self.index, attention.spec.scale)])
         return attention.output(own[0])
 
@@ -102,7 +110,7 @@ class DecoderLayer(nn.Module):
         attention = self.cross_attn
         q_RTHK = attention.queries(h_RTD)
         if probe is not None:
-            probe(self.index, q_RTHK)
+            probe(self.index, q_RTHK, None)
         return attention.output(state.attend_memories(q_RTHK, self.index, attention.spec.scale))
 
 

@@ -23,7 +23,7 @@ from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
 from xattn.models.parallel import Parallel, Stand, layout
 from xattn.models.state import DecodeState, Projection, Read, Reading
-from xattn.spec import FORMS, Form, ModelSpec, is_absorbed, is_narrow
+from xattn.spec import FORMS, AttentionSpec, Form, ModelSpec, is_absorbed, is_narrow
 
 PADDING_SHARE = 0.25
 """Memories are projected as one padded batch while padding stays below this share of it."""
@@ -250,23 +250,67 @@ class Network(nn.Module):
         Computed in a pass of its own over ``tokens_RT``, with the memories of ``state`` and none of
         its tokens; decoding itself never materialises a weight.
         """
-        placement, attention = self.spec.decoder.placement.layers, self.spec.decoder.cross_attention
-        most = 0 if attention is None else attention.heads
-        require(len(heads) > 0, "heads", "at least one (layer, head) pair", heads)
-        for layer, head in heads:
-            fits = 0 <= layer < len(placement) and placement[layer] and 0 <= head < most
-            bound = f"(layer, head) pairs of layers that cross-attend, head below {most}"
-            require(fits, "heads", bound, (layer, head))
-        queries: dict[int, Tensor] = {}
-        fresh = state.fresh()
-        self.counters.steps += 1
-        self.decoder.hidden(tokens_RT.to(self.device), fresh, probe=queries.__setitem__)
-        assert attention is not None
+        self._require_heads(heads)
+        require(self.spec.decoder.cross_attention is not None, "heads", "of cross-attention", heads)
+        queries, fresh = self._probed(tokens_RT, state)
+        scale = self._reading_attention.scale
         pieces = [
-            fresh.memory_weights(queries[layer], layer, [head], attention.scale)
-            for layer, head in heads
+            fresh.memory_weights(queries[layer][0], layer, [head], scale) for layer, head in heads
         ]
         return torch.cat(pieces, dim=2).transpose(1, 2)
+
+    @torch.no_grad()
+    def shares_read(
+        self, tokens_1T: Tensor, state: DecodeState, heads: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """What a single row reads of each of its memories: ``[T, S]``, a mean over the heads.
+
+        Of all that each (layer, head) pair reads in its softmax, the share that goes to each
+        position; to a decoder-only model its own tokens have the rest. Computed as
+        :meth:`cross_weights` does it.
+        """
+        self._require_heads(heads)
+        queries, fresh = self._probed(tokens_1T, state)
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            by_layer.setdefault(layer, []).append(head)
+        totals: list[Tensor] | None = None
+        for layer, chosen in by_layer.items():
+            q_RTHK, own = queries[layer]
+            found = fresh.shares_read(q_RTHK, layer, chosen, self._reading_attention.scale, own)
+            sums = [share.sum(dim=1) for share in found]
+            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+        assert totals is not None
+        return [total / len(heads) for total in totals]
+
+    @property
+    def _reading_attention(self) -> AttentionSpec:
+        """The attention that reads memories."""
+        return self.spec.decoder.cross_attention or self.spec.decoder.self_attention
+
+    def _require_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        decoder = self.spec.decoder
+        goes_on, most = decoder.cross_attention is None, self._reading_attention.heads
+        reads = [True] * decoder.layers if goes_on else decoder.placement.layers
+        require(len(heads) > 0, "heads", "at least one (layer, head) pair", heads)
+        for layer, head in heads:
+            fits = 0 <= layer < len(reads) and reads[layer] and 0 <= head < most
+            bound = f"(layer, head) pairs of layers that read memories, head below {most}"
+            require(fits, "heads", bound, (layer, head))
+
+    def _probed(
+        self, tokens_RT: Tensor, state: DecodeState
+    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], DecodeState]:
+        """Of each layer that reads memories, its queries and what it reads of the tokens."""
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        fresh = state.fresh()
+        self.counters.steps += 1
+        self.decoder.hidden(
+            tokens_RT.to(self.device),
+            fresh,
+            probe=lambda layer, queries, own: found.__setitem__(layer, (queries, own)),
+        )
+        return found, fresh
 
     def _kv_segments(self, memory: Memory, form: Form) -> tuple[Segment, ...]:
         """Keys and values of each layer: views of the memory, or int8 of their own."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xattn.attention import Segment, attend, attention_weights
-from xattn.attention.merge import Part, combine
+from xattn.attention import Segment, attend, attention_scores, attention_weights
+from xattn.attention.merge import Part, combine, logsumexp
 from xattn.errors import UsageError
 from xattn.memory import Memory
 from xattn.models.cache import SelfCache
@@ -348,6 +348,39 @@ class DecodeState:
         S = max(piece.shape[-1] for piece in pieces)
         padded = [torch.nn.functional.pad(piece, (0, S - piece.shape[-1])) for piece in pieces]
         return torch.stack(padded).sum(dim=0)
+
+    def shares_read(
+        self, q_RTHK: Tensor, layer: int, heads: Sequence[int], scale: float, own_RTH: Tensor | None
+    ) -> list[Tensor]:
+        """What a single row reads of each of its memories: shares ``[T, A, S]`` of its softmax.
+
+        ``own_RTH`` is the log-sum-exp of what it reads of its own tokens in the same softmax; where
+        there is none, the shares of all memories sum to 1.
+        """
+        [reading] = self.readings
+        scores: list[Tensor] = []
+        for slot in self.slots:
+            [group] = slot
+            segment = group.projection.segments[layer]
+            assert segment is not None
+            asked = group.fold(slot.asked(q_RTHK, self.rotary))
+            found_ATS = attention_scores(asked, segment, heads, scale=scale)[group.members[0]]
+            scores.append(found_ATS.transpose(0, 1))
+        weighed = [scores_TAS for scores_TAS, read in zip(scores, reading, strict=True)
+                   if read.is_weighed]  # fmt: skip
+        moved_TA = None
+        if weighed:
+            inside_TA = logsumexp(torch.cat(weighed, dim=-1), dim=-1)
+            moved_TA = inside_TA * (self.scales[0] - 1)
+            moved_TA = moved_TA.masked_fill(inside_TA == float("-inf"), 0.0)
+        scores = [
+            s + moved_TA.unsqueeze(-1) if moved_TA is not None and read.is_weighed else s
+            for s, read in zip(scores, reading, strict=True)
+        ]
+        every = scores if own_RTH is None else [*scores, own_RTH[0][:, list(heads)].unsqueeze(-1)]
+        total_TA1 = logsumexp(torch.cat(every, dim=-1), dim=-1).unsqueeze(-1)
+        floor_TA1 = total_TA1.masked_fill(total_TA1 == float("-inf"), 0.0)
+        return [(s - floor_TA1).exp() for s in scores]
 
 
 def _only(parts: Sequence[Part], rows: Sequence[bool]) -> list[Part]:
