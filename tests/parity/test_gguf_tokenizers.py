@@ -74,7 +74,7 @@ def test_gguf_of_smollm2():
     same(ours, theirs, [*others, "<|im_start|>user\nhi<|im_end|>\n"])
     messages = [{"role": "user", "content": "What is 2 + 2?"}]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert ours.chat(messages) == expected
+    assert ours.encode_plain(ours.chat_text(messages)).ids == expected
     # transformers cuts this vocabulary by GPT-2's pattern; SmolLM2's own tokenizer.json takes
     # digits one by one first, which shows where white space stands in front of a digit.
     theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

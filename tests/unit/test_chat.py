@@ -17,18 +17,18 @@ def chatty(directory, template):
 
 def test_a_conversation_needs_a_template_and_messages(tmp_path):
     with pytest.raises(UsageError, match="no chat template"):
-        bart(tmp_path / "bart").chat([{"role": "user", "content": "Hi"}])
+        bart(tmp_path / "bart").chat_text([{"role": "user", "content": "Hi"}])
     tokenizer = chatty(tmp_path / "chat", CHAT_TEMPLATE)
     with pytest.raises(PromptError, match="at least one message"):
-        tokenizer.chat([])
+        tokenizer.chat_text([])
     with pytest.raises(UsageError, match=r"unknown role wizard"):
-        tokenizer.chat([{"role": "wizard", "content": "Hi"}])
+        tokenizer.chat_text([{"role": "wizard", "content": "Hi"}])
     with pytest.raises(UsageError, match=r"messages\[1\]\['role'\]` must be a string"):
-        tokenizer.chat([{"role": "user", "content": "Hi"}, {"content": "Hi"}])
+        tokenizer.chat_text([{"role": "user", "content": "Hi"}, {"content": "Hi"}])
     with pytest.raises(UsageError, match=r"messages\[0\]` must be a dict"):
-        tokenizer.chat(["Hi"])
+        tokenizer.chat_text(["Hi"])
     with pytest.raises(UsageError, match=r"messages\[0\]` must hold strings"):
-        tokenizer.chat([{"role": "user", "content": object()}])
+        tokenizer.chat_text([{"role": "user", "content": object()}])
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_a_conversation_needs_a_template_and_messages(tmp_path):
 )
 def test_a_template_cannot_leave_its_sandbox(tmp_path, template):
     with pytest.raises(UsageError, match="chat template refuses"):
-        chatty(tmp_path, template).chat([{"role": "user", "content": "Hi"}])
+        chatty(tmp_path, template).chat_text([{"role": "user", "content": "Hi"}])
 
 
 def test_a_template_that_is_no_jinja_is_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="not valid Jinja"):
-        chatty(tmp_path, "{% for %}").chat([{"role": "user", "content": "Hi"}])
+        chatty(tmp_path, "{% for %}").chat_text([{"role": "user", "content": "Hi"}])

@@ -36,7 +36,8 @@ def whole_prompt(prompt: Prompt | None, tokenizer: Tokenizer | None, vocab_size:
     if ids is None and isinstance(prompt, str):
         ids = _need(tokenizer).encode(prompt).ids if prompt else []
     if ids is None:
-        ids = _need(tokenizer).chat([dict(message) for message in _messages(prompt)])
+        side, messages = _need(tokenizer), [dict(message) for message in _messages(prompt)]
+        ids = side.encode_plain(side.chat_text(messages)).ids
     if not ids:
         raise PromptError("the prompt has 0 tokens; a decoder-only model needs at least 1.")
     return checked(ids, vocab_size)

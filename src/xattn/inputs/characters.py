@@ -104,9 +104,14 @@ class CharacterTokenizer:
             f"this model reads one language only; leave the source language out (found {source!r})."
         )
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Refused: the model does not converse."""
         raise UsageError("this model has no chat template; pass the word as text.")
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """None: every character is one."""
+        return frozenset()
 
     def incremental(self) -> IncrementalDecoder:
         """A decoder that gives each character at once."""

@@ -120,11 +120,14 @@ class FastTokenizer:
             raise unknown_language(source, self.languages)
         return replace(self, frame=language_frame(self.rule, self.languages[source], self.eos))
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Prompt ids by the chat template; control tokens in the messages count as such."""
-        prompt = render_chat(self.chat_template, messages, self.special_tokens)
-        ids: list[int] = _run(self.backend.encode, prompt, add_special_tokens=False).ids
-        return ids
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A prompt by the chat template, if the checkpoint has one."""
+        return render_chat(self.chat_template, messages, self.special_tokens)
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Special tokens as they are spelled."""
+        return frozenset(token.content for token in self._added.values() if token.special)
 
     def incremental(self) -> IncrementalDecoder:
         """A decoder for tokens as they are generated; special tokens are skipped."""

@@ -192,10 +192,14 @@ class PieceTokenizer:
             raise unknown_language(source, self.languages)
         return replace(self, frame=Frame(before=(self.languages[source],), after=(self.eos,)))
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Prompt ids by the chat template, if the checkpoint has one."""
-        prompt = render_chat(self.chat_template, messages, self.special_tokens)
-        return self.encode_plain(prompt).ids
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A prompt by the chat template, if the checkpoint has one."""
+        return render_chat(self.chat_template, messages, self.special_tokens)
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Special tokens that are found whole in a text."""
+        return frozenset(token for token, (id, _) in self.added.items() if id in self.special)
 
     def incremental(self) -> IncrementalDecoder:
         """A decoder for tokens as they are generated; special tokens are skipped."""

@@ -98,8 +98,16 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Prompt ids of a conversation, by the checkpoint's template, up to the model's turn."""
+    def chat_text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation by the checkpoint's template, up to the model's turn.
+
+        It is for :meth:`encode_plain`; control tokens in the messages count as such.
+        """
+        ...
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Spellings that stand for a special token wherever a text has them."""
         ...
 
     def incremental(self) -> IncrementalDecoder:
