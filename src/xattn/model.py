@@ -528,8 +528,12 @@ class Model:
         how = None if parallel is None else [parallel]
         state = self.network.start([memories], parallel=how)
         fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])
-        shares = self.network.shares_read(fed, state, every if heads is None else list(heads))
-        return [share_TS[len(generation.prompt) - 1 :] for share_TS in shares]
+        chosen = every if heads is None else list(heads)
+        totals = [torch.zeros(len(generation.tokens), len(memory)) for memory in memories]
+        for _, _, shares in self.network.shares_read(fed, state, chosen):
+            for total_TS, share_TAS in zip(totals, shares, strict=True):
+                total_TS += share_TAS[len(generation.prompt) - 1 :].sum(dim=1).cpu()
+        return [total_TS / len(chosen) for total_TS in totals]
 
     # Inside
 

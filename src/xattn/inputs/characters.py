@@ -109,6 +109,11 @@ class CharacterTokenizer:
         raise UsageError("this model has no chat template; pass the word as text.")
 
     @property
+    def converses(self) -> bool:
+        """It does not."""
+        return False
+
+    @property
     def control_tokens(self) -> frozenset[str]:
         """None: every character is one."""
         return frozenset()

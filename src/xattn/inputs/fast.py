@@ -125,6 +125,11 @@ class FastTokenizer:
         return render_chat(self.chat_template, messages, self.special_tokens)
 
     @property
+    def converses(self) -> bool:
+        """Whether the checkpoint has a chat template."""
+        return self.chat_template is not None
+
+    @property
     def control_tokens(self) -> frozenset[str]:
         """Special tokens as they are spelled."""
         return frozenset(token.content for token in self._added.values() if token.special)

@@ -197,6 +197,11 @@ class PieceTokenizer:
         return render_chat(self.chat_template, messages, self.special_tokens)
 
     @property
+    def converses(self) -> bool:
+        """Whether the checkpoint has a chat template."""
+        return self.chat_template is not None
+
+    @property
     def control_tokens(self) -> frozenset[str]:
         """Special tokens that are found whole in a text."""
         return frozenset(token for token, (id, _) in self.added.items() if id in self.special)

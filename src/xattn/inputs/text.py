@@ -106,6 +106,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def converses(self) -> bool:
+        """Whether the checkpoint has a chat template."""
+        ...
+
+    @property
     def control_tokens(self) -> frozenset[str]:
         """Spellings that stand for a special token wherever a text has them."""
         ...

@@ -8,7 +8,7 @@ frames, M mel bins.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -262,26 +262,22 @@ class Network(nn.Module):
     @torch.no_grad()
     def shares_read(
         self, tokens_1T: Tensor, state: DecodeState, heads: Sequence[tuple[int, int]]
-    ) -> list[Tensor]:
-        """What a single row reads of each of its memories: ``[T, S]``, a mean over the heads.
+    ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
+        """What a single row reads of each of its memories, layer by layer: ``[T, A, S]``.
 
-        Of all that each (layer, head) pair reads in its softmax, the share that goes to each
-        position; to a decoder-only model its own tokens have the rest. Computed as
-        :meth:`cross_weights` does it.
+        With each layer come the heads asked for and, for each memory, the shares of its positions
+        in all that each head reads in its softmax; to a decoder-only model its own tokens have the
+        rest. Computed as :meth:`cross_weights` does it.
         """
         self._require_heads(heads)
         queries, fresh = self._probed(tokens_1T, state)
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             by_layer.setdefault(layer, []).append(head)
-        totals: list[Tensor] | None = None
+        scale = self._reading_attention.scale
         for layer, chosen in by_layer.items():
-            q_RTHK, own = queries[layer]
-            found = fresh.shares_read(q_RTHK, layer, chosen, self._reading_attention.scale, own)
-            sums = [share.sum(dim=1) for share in found]
-            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
-        assert totals is not None
-        return [total / len(heads) for total in totals]
+            q_RTHK, own_RTH = queries.pop(layer)
+            yield layer, chosen, fresh.shares_read(q_RTHK, layer, chosen, scale, own_RTH)
 
     @property
     def _reading_attention(self) -> AttentionSpec:

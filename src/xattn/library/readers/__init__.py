@@ -1,0 +1,28 @@
+"""How a model reads passages: three ways behind one interface.
+
+======================  ==========================================================================
+:class:`FusionReader`   an encoder-decoder reads each passage alone, and attends to all
+:class:`ParallelReader` a language model reads each passage alone behind a prefix that all share
+:class:`PlainReader`    a language model reads prefix, passages and question as one prompt
+======================  ==========================================================================
+"""
+
+from xattn.library.readers.base import Asked, Place, Reader
+from xattn.library.readers.fusion import FusionReader
+from xattn.library.readers.language import ParallelReader, PlainReader
+from xattn.model import Model
+
+__all__ = [
+    "Asked",
+    "FusionReader",
+    "ParallelReader",
+    "Place",
+    "PlainReader",
+    "Reader",
+    "reader_for",
+]
+
+
+def reader_for(model: Model) -> Reader:
+    """The reader that suits a model: fusion for an encoder-decoder, else parallel memories."""
+    return ParallelReader(model) if model.spec.encoder is None else FusionReader(model)

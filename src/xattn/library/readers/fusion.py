@@ -1,0 +1,68 @@
+"""Fusion-in-Decoder: an encoder-decoder reads each passage alone, and its decoder attends to all.
+
+Izacard and Grave 2021 (arXiv 2007.01282). The memories are never concatenated: attention over each
+is merged, so their order does not matter.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from xattn.errors import require
+from xattn.library.passage import Passage
+from xattn.library.readers.base import Asked, Place
+from xattn.library.wording import Wording
+from xattn.model import Model
+from xattn.models.encode import Prepared
+
+Asking = Literal["decoder", "memory", "encoder"]
+ASKING: tuple[Asking, ...] = ("decoder", "memory", "encoder")
+
+WORDING = Wording(
+    before="", passage="title: {title} context: {text}", question="question: {question}"
+)
+
+
+class FusionReader:
+    """Each passage is a memory of the encoder; where the question comes in, ``asking`` says.
+
+    ``"decoder"``: the answer begins after the question, and nothing is encoded when it is asked;
+    ``"memory"``: the question is a memory of its own beside the passages, one short encoder pass;
+    ``"encoder"``: it stands before each passage, as in the paper, and no passage can be kept.
+    """
+
+    name = "fusion"
+
+    def __init__(
+        self, model: Model, wording: Wording = WORDING, *, asking: Asking = "decoder"
+    ) -> None:
+        reads_text = model.spec.encoder is not None and model.spec.encoder.modality == "text"
+        require(reads_text, "model", "an encoder-decoder of text for this reader", model)
+        require(asking in ASKING, "asking", f"one of {', '.join(ASKING)}", asking)
+        self.model, self.wording, self.asking = model, wording, asking
+
+    def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
+        """The passages between their words; nothing where they are read with the question."""
+        if self.asking == "encoder":
+            return []
+        return self.model.prepare_batch([self.wording.of_passage(p).text for p in passages])
+
+    def ask(self, question: str, passages: Sequence[Passage]) -> Asked:
+        """The passages' memories, and the question where it belongs."""
+        written = [self.wording.of_passage(passage) for passage in passages]
+        words, tokenizer = self.wording.of_question(question), self.model.tokenizer
+        if self.asking == "encoder":
+            before = f"{words} "
+            memories = self.model.encode_batch([before + one.text for one in written])
+            starts = [len(before) + one.start for one in written]
+        else:
+            memories = self.model.remembered(self.sources(passages))
+            starts = [one.start for one in written]
+        if self.asking == "memory":
+            memories = [*memories, self.model.encode(words)]
+        asked = self.asking == "decoder"
+        return Asked(
+            memories=tuple(memories),
+            prompt=tuple(tokenizer.encode_plain(words).ids) if asked else None,
+            parallel=None,
+            places=tuple(Place(memory=j, start=start) for j, start in enumerate(starts)),
+        )

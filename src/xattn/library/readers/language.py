@@ -1,0 +1,94 @@
+"""Readers for decoder-only language models: passages as memories, and passages as a prompt."""
+
+from collections.abc import Sequence
+
+from xattn.errors import require
+from xattn.library.passage import Passage
+from xattn.library.readers.base import Asked, Place
+from xattn.library.wording import Wording, continuation, conversation, joined
+from xattn.memory import Memory
+from xattn.model import Model
+from xattn.models.encode import Prepared
+from xattn.models.parallel import Parallel
+
+
+class _LanguageReader:
+    """What both have: words, a prefix that is read once, and the question as the prompt.
+
+    Passages stand in the prompt with the most relevant one last, next to the question: small
+    models answer better from what is near (Liu et al. 2024, arXiv 2307.03172).
+    """
+
+    def __init__(self, model: Model, wording: Wording | None = None) -> None:
+        require(model.spec.encoder is None, "model", "decoder-only for this reader", model)
+        self.model = model
+        self.wording = wording_of(model) if wording is None else wording
+
+    @property
+    def prefix(self) -> Memory:
+        """What stands before all passages."""
+        return self.model.remembered([self.model.prepare(self.wording.before)])[0]
+
+    def _prompt(self, question: str) -> tuple[int, ...]:
+        words = self.wording.of_question(question)
+        return tuple(self.model.tokenizer.encode_plain(words).ids)
+
+
+class ParallelReader(_LanguageReader):
+    """Each passage is a memory of its own, made behind the prefix and kept, whatever is asked."""
+
+    name = "parallel"
+
+    def __init__(
+        self, model: Model, wording: Wording | None = None, *, how: Parallel | None = None
+    ) -> None:
+        super().__init__(model, wording)
+        self.how = Parallel() if how is None else how
+
+    def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
+        """The passages between their words, behind the prefix."""
+        texts = [self.wording.of_passage(passage).text for passage in passages]
+        return self.model.prepare_batch(texts, behind=self.prefix)
+
+    def ask(self, question: str, passages: Sequence[Passage]) -> Asked:
+        """The prefix, the passages with the most relevant last, and the question as prompt."""
+        memories = self.model.remembered(self.sources(passages))
+        starts = [self.wording.of_passage(passage).start for passage in passages]
+        last = len(passages)
+        return Asked(
+            memories=(self.prefix, *reversed(memories)),
+            prompt=self._prompt(question),
+            parallel=self.how,
+            places=tuple(Place(memory=last - j, start=s) for j, s in enumerate(starts)),
+        )
+
+
+class PlainReader(_LanguageReader):
+    """All passages are read anew for every question, after a prefix that is kept."""
+
+    name = "plain"
+
+    def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
+        """Nothing: what stands after another passage is read with it in sight."""
+        return []
+
+    def ask(self, question: str, passages: Sequence[Passage]) -> Asked:
+        """The prefix, all passages as one text, and the question as prompt."""
+        written = [self.wording.of_passage(passage) for passage in reversed(passages)]
+        text, starts = joined(written)
+        memories = (self.prefix,)
+        if passages:
+            memories += (self.model.encode(text, behind=self.prefix),)  # nobody asks this again
+        places = [Place(memory=1, start=start) for start in reversed(starts)]
+        return Asked(
+            memories=memories,
+            prompt=self._prompt(question),
+            parallel=None,
+            places=tuple(places),
+        )
+
+
+def wording_of(model: Model) -> Wording:
+    """That of the model's chat template, or plain words where it has none."""
+    tokenizer = model.tokenizer
+    return conversation(tokenizer) if tokenizer.converses else continuation(tokenizer)
