@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from xattn.memory import Memory, MemoryKey, Span
+from xattn.models.parallel import Parallel
 from xattn.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -71,6 +72,7 @@ class TreeNetwork:
         *,
         form: str = "materialized",
         most: int | None = None,
+        parallel: Sequence[Parallel] | None = None,
     ) -> TreeState:
         return TreeState(["+".join(m.label for m in memories) for memories in attended])
 

@@ -227,7 +227,13 @@ class Model:
         """The memories of prepared sources, from the store where there is one."""
         if self.store is None:
             return self.encode_prepared(prepared)
-        return self.store.get_or_encode_prepared(self, prepared)
+        found = self.store.get_or_encode_prepared(self, prepared)
+        return [
+            replace(memory, source_tokens=tuple(item.inputs))
+            if isinstance(item.inputs, list)
+            else memory
+            for memory, item in zip(found, prepared, strict=True)
+        ]
 
     def ledger(self) -> Account:
         """What is held now: weights, pinned projections, memories of the store in this process."""

@@ -150,6 +150,51 @@ def test_one_memory_behind_its_prefix_is_the_plain_prompt(load, name, positions,
     assert model.generate(alone, ASKED, parallel=how, **settings).tokens == want.tokens
 
 
+@pytest.mark.parametrize("name", tiny.DECODER_ONLY)
+def test_with_everything_made_again_it_is_the_plain_prompt(load, name, kernels):
+    theirs, model = load(name)
+    model.network.use_kernels = kernels
+    memories = memories_of(model, texts=(FIRST, SECOND, FIRST[:4]))
+    ids = [*PREFIX, *FIRST, *SECOND, *FIRST[:4], *ASKED]
+    with torch.no_grad():
+        want = theirs(input_ids=torch.tensor([ids])).logits[0, -1]
+    before, far = model.counters.recomputed, None
+    for share in (0.0, 0.5, 1.0):
+        state = model.network.start([memories])
+        model.network.blend(state, ASKED, share)
+        found = model.network.step(torch.tensor([ASKED]), state)[0]
+        distance = (found - want).abs().max()
+        assert far is None or distance < far
+        far = distance
+    assert far < 1e-4
+    behind = len(SECOND) + 4
+    assert model.counters.recomputed == before + behind + behind // 2
+    settings = {"max_new_tokens": 10, "eos_token_id": (), "num_beams": 2}
+    plain = model.generate(prompt=ids, **settings)
+    how = Parallel(recompute=1.0)
+    assert model.generate(memories, ASKED, parallel=how, **settings).tokens == plain.tokens
+    pair = model.generate_batch([memories, memories[:2]], [ASKED] * 2, parallel=how, **settings)
+    alone = model.generate(prompt=[*PREFIX, *FIRST, *ASKED], **settings)
+    assert [one.tokens for one in pair] == [plain.tokens, alone.tokens]
+
+
+def test_what_is_made_again_is_not_read_twice_or_changed(load):
+    _, model = load("llama")
+    memories = memories_of(model)
+    kept = [memory.states_SD.clone() for memory in memories]
+    state = model.network.start([memories])
+    model.network.blend(state, ASKED, 0.5)
+    assert state.cache.lengths == [4]
+    masks = [read.memory.mask_S for read in state.readings[0]]
+    assert masks[:2] == [None, None]
+    assert int((~masks[2]).sum()) == 4
+    for memory, states in zip(memories, kept, strict=True):
+        assert torch.equal(memory.states_SD, states)
+        assert memory.mask_S is None
+    with pytest.raises(xattn.UsageError, match="`recompute` must be 0 in an engine"):
+        xattn.Engine(model).submit(memories, ASKED, parallel=Parallel(recompute=0.5))
+
+
 def test_no_key_is_copied_or_turned(load):
     _, model = load("llama")
     memories = memories_of(model)
@@ -236,6 +281,8 @@ def test_what_is_read_of_several_memories_is_one_softmax(tmp_path, form):
     [
         ({"positions": "apart"}, "`positions` must be one of sequence, shared, but is 'apart'"),
         ({"temperature": 0}, "`temperature` must be a number above 0, at most 10, but is 0"),
+        ({"recompute": 1.5}, "`recompute` must be from 0 to 1, but is 1.5"),
+        ({"recompute": 0.1, "positions": "shared"}, "`recompute` must be 0 where positions are"),
         ({"scale": float("nan")}, "`scale` must be a number above 0, at most 10, but is nan"),
     ],
 )

@@ -5,7 +5,7 @@ Axes: R rows, T tokens, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class State(Protocol):
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget all but the first ``lengths[r]`` tokens of row r."""
+
+    def join(self, other: Any, /) -> None:
+        """Append the rows of another state."""
 
 
 S = TypeVar("S", bound=State)
@@ -73,6 +76,10 @@ class Steps(Protocol[S]):
 
         With ``only`` some tokens, -inf for all others.
         """
+        ...
+
+    def blend(self, state: S, prompt: Sequence[int], share: float, /) -> None:
+        """Make a share of a single row's memories again, with what stands before in sight."""
         ...
 
     def step_all(self, tokens_RT: Tensor, state: S, /) -> Tensor:
@@ -162,8 +169,27 @@ def prefill(
     most = max(n + limit - 1 for n, limit in zip(lengths, batch.limits, strict=True))
     memories = [request.memories for request in batch.requests]
     ways = [request.parallel for request in batch.requests]
-    state = network.start(memories, form=form, most=most, parallel=ways)
+    if any(how.recompute for how in ways):
+        state = _blended(network, batch, form, most)
+    else:
+        state = network.start(memories, form=form, most=most, parallel=ways)
     return state, network.step(tokens_RT, state, counts_R, only=only)
+
+
+def _blended(network: Steps[S], batch: Plan, form: Form, most: int) -> S:
+    """The state of rows that have parts of their memories made again, each by itself."""
+    whole: S | None = None
+    for request in batch.requests:
+        how = request.parallel
+        state = network.start([request.memories], form=form, most=most, parallel=[how])
+        if how.recompute:
+            network.blend(state, request.prompt, how.recompute)
+        if whole is None:
+            whole = state
+        else:
+            whole.join(state)
+    assert whole is not None
+    return whole
 
 
 def _check_tokens(prompt: Sequence[int], vocab_size: int) -> None:

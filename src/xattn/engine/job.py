@@ -113,6 +113,8 @@ class Desk:
         settings = model.settings(given)
         require(settings.prompt_lookup_num_tokens is None, "prompt_lookup_num_tokens", NO_LOOKUP,
                 settings.prompt_lookup_num_tokens)  # fmt: skip
+        again = 0.0 if question.parallel is None else question.parallel.recompute
+        require(not again, "recompute", "0 in an engine, whose steps are shared", again)
         items = [] if memory is None else entry_items(memory)
         detects = bool(items) and model.asker.detects(question)
         reads = self._read(items, question.language)

@@ -176,11 +176,12 @@ class Decoder(nn.Module):
         state: DecodeState,
         counts: Sequence[int] | None = None,
         probe: QueryProbe | None = None,
+        positions_RT: Tensor | None = None,
     ) -> Tensor:
         """Run ``tokens_RT`` after what ``state`` has seen; returns hidden states ``[R, T, D]``.
 
-        ``counts`` gives the valid tokens of each row, the rest being padding on the right; None
-        means all. The state is advanced.
+        They stand at ``positions_RT``, or one after the other. ``counts`` gives the valid tokens of
+        each row, the rest being padding on the right; None means all. The state is advanced.
         """
         R, T = tokens_RT.shape
         clock = self.clock
@@ -189,8 +190,9 @@ class Decoder(nn.Module):
         state.cache.settle()
         state.cache.reserve(T)
         places_RT = _counted(state.lengths, T, tokens_RT.device)
-        positions_RT = places_RT
-        if any(state.offsets):
+        if positions_RT is None and not any(state.offsets):
+            positions_RT = places_RT
+        elif positions_RT is None:
             starts = [a + b for a, b in zip(state.offsets, state.lengths, strict=True)]
             positions_RT = _counted(starts, T, tokens_RT.device)
         x_RTD = self.embed(tokens_RT)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, bytes_of, digest_of
+from xattn.models.blend import blend
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
@@ -44,6 +45,8 @@ class Counters:
     """Memories projected to a decoder's segments."""
     steps: int = 0
     """Forward passes of the decoder, whatever the number of rows."""
+    recomputed: int = 0
+    """Tokens of memories that went through the decoder again."""
 
 
 class Network(nn.Module):
@@ -175,6 +178,23 @@ class Network(nn.Module):
         )
         state.cache.most = most
         return state
+
+    @torch.inference_mode()
+    def blend(self, state: DecodeState, prompt: Sequence[int], share: float) -> None:
+        """Make again what of a row's memories the prompt reads most; two passes of the decoder.
+
+        ``state`` has one row, which has seen no token. See :mod:`xattn.models.blend`.
+        """
+        layers, heads = self.spec.decoder.layers, self._reading_attention.heads
+        every = [(layer, head) for layer in range(layers) for head in range(heads)]
+        tokens_1T = torch.tensor([list(prompt)], device=self.device)
+        memories = [read.memory for read in state.readings[0]]
+        totals = [torch.zeros(len(memory), device=self.device) for memory in memories]
+        for _, _, shares in self.shares_read(tokens_1T, state, every):
+            for total_S, share_TAS in zip(totals, shares, strict=True):
+                total_S += share_TAS.sum(dim=(0, 1))
+        self.counters.recomputed += blend(self.decoder, state, totals, share)
+        self.counters.steps += 1
 
     @torch.inference_mode()
     def step(
@@ -371,7 +391,7 @@ def positions_before(attended: Sequence[Attended], how: Parallel) -> int:
 
 def _laid_out(reading: Reading, how: Parallel) -> tuple[Reading, int]:
     """What a row reads, each memory at its place, and the position that its prompt begins at."""
-    memories = [read.projection.memories[read.member] for read in reading]
+    memories = [read.memory for read in reading]
     places, offset = layout([Stand.of(memory) for memory in memories], how)
     return tuple(
         read._replace(

@@ -27,12 +27,15 @@ class Parallel:
     ``temperature``, and their common log-sum-exp is multiplied by ``scale`` (adaptive parallel
     encoding, Yang et al. 2025, arXiv 2502.05431); below 1 they sharpen what is read of them, and
     give it less weight. With 1 for both, and one memory, this is what the model would have read had
-    all been one prompt.
+    all been one prompt. ``recompute`` is the share of the positions behind the first such memory,
+    those that the prompt reads most, that are put through the model again with all before them in
+    sight (after CacheBlend, Yao et al. 2025, arXiv 2405.16444); it takes ``"sequence"``.
     """
 
     positions: Positions = "sequence"
     temperature: float = 1.0
     scale: float = 1.0
+    recompute: float = 0.0
 
     def __post_init__(self) -> None:
         one_of = f"one of {', '.join(POSITIONS)}"
@@ -41,6 +44,10 @@ class Parallel:
             value = getattr(self, name)
             fits = is_number(value) and 0 < value <= 10
             require(fits, name, "a number above 0, at most 10", value)
+        share = self.recompute
+        require(is_number(share) and 0 <= share <= 1, "recompute", "from 0 to 1", share)
+        fits = not share or self.positions == "sequence"
+        require(fits, "recompute", "0 where positions are shared: nothing is before another", share)
 
 
 class Named(Protocol):

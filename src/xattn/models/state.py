@@ -125,6 +125,17 @@ class Read(NamedTuple):
     """What the log-sum-exp over all memories that have one is multiplied by."""
 
     @property
+    def memory(self) -> Memory:
+        """What is read."""
+        return self.projection.memories[self.member]
+
+    @property
+    def start(self) -> int:
+        """Position of its first key, for the row that reads it."""
+        made_at: int = self.memory.details.get("start", 0)
+        return made_at + self.turn
+
+    @property
     def is_weighed(self) -> bool:
         """Whether the softmax over all that the row reads is no plain one here."""
         return self.temperature != 1.0 or self.scale != 1.0
@@ -213,6 +224,8 @@ class DecodeState:
         self.cache = SelfCache(spec, len(self.readings), dtype, device)
         self.offsets = [0] * len(self.readings) if offsets is None else list(offsets)
         """Positions before the first token of each row: those of a memory that it goes on from."""
+        self.hidden: list[Tensor] | None = None
+        """What is added to the scores of each slot's memories, ``[1, 1, T, S]``, for a while."""
         self.native: object | None = None
         """What the compiled step keeps from call to call."""
         self._slots: list[Slot] | None = None
@@ -280,6 +293,10 @@ class DecodeState:
         """Forget all but the first ``lengths[r]`` tokens of row r: drafts that were not taken."""
         self.cache.truncate(lengths)
 
+    def replace_reading(self, row: int, reading: Reading) -> None:
+        """Let a row read something else."""
+        self._read([reading if r == row else old for r, old in enumerate(self.readings)])
+
     def _read(self, readings: list[Reading]) -> None:
         if readings != self.readings:  # else beams of one request changed places
             self.readings, self.native, self._slots = readings, None, None
@@ -299,8 +316,9 @@ class DecodeState:
         """
         plain: list[Part] = []
         weighed: list[Part] = []
-        for slot in self.slots:
-            parts = self._slot_parts(slot, q_RTHK, layer, scale)
+        for j, slot in enumerate(self.slots):
+            hidden = None if self.hidden is None else self.hidden[j]
+            parts = self._slot_parts(slot, q_RTHK, layer, scale, hidden)
             if any(slot.weighed_R):
                 weighed += _only(parts, slot.weighed_R)
                 parts = _only(parts, [not one for one in slot.weighed_R])
@@ -315,14 +333,16 @@ class DecodeState:
         """What each row multiplies the log-sum-exp of its weighed memories by."""
         return [next((r.scale for r in row if r.is_weighed), 1.0) for row in self.readings]
 
-    def _slot_parts(self, slot: Slot, q_RTHK: Tensor, layer: int, scale: float) -> list[Part]:
+    def _slot_parts(
+        self, slot: Slot, q_RTHK: Tensor, layer: int, scale: float, hidden: Tensor | None
+    ) -> list[Part]:
         R, T = q_RTHK.shape[:2]
         parts: list[Part] = []
         q_RTHK = slot.asked(q_RTHK, self.rotary)
         for group in slot:
             segment = group.projection.segments[layer]
             assert segment is not None
-            out, lse = attend(group.fold(q_RTHK), segment, scale=scale)
+            out, lse = attend(group.fold(q_RTHK), segment, scale=scale, bias_NHWS=hidden)
             out_RTHK = group.unfold(out, T, R, missing=0.0)
             parts.append((out_RTHK, group.unfold(lse, T, R, missing=float("-inf"))))
         return parts

@@ -76,12 +76,12 @@ class PlainReader(_LanguageReader):
         """The prefix, all passages as one text, and the question as prompt."""
         written = [self.wording.of_passage(passage) for passage in reversed(passages)]
         text, starts = joined(written)
-        memories = (self.prefix,)
-        if passages:
-            memories += (self.model.encode(text, behind=self.prefix),)  # nobody asks this again
+        before = self.prefix
+        # Not kept: nobody asks for the same passages in the same order again.
+        read = [self.model.encode(text, behind=before)] if passages else []
         places = [Place(memory=1, start=start) for start in reversed(starts)]
         return Asked(
-            memories=memories,
+            memories=(before, *read),
             prompt=self._prompt(question),
             parallel=None,
             places=tuple(places),
