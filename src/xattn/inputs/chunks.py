@@ -44,12 +44,12 @@ def chunks(text: str, count: Callable[[str], int], most: int) -> list[tuple[int,
     cut between words, a word that is longer between characters. ``count`` sees each sentence once.
     """
     require(most >= 1, "most", "at least 1", most)
-    parts = [
-        part for first, last in sentences(text) for part in _parts(text, first, last, count, most)
+    found = [
+        part for first, last in sentences(text) for part in parts(text, first, last, count, most)
     ]
-    starts = [0, *(end for end, _ in parts)]
-    ranks = [_rank(text[start:end]) for start, (end, _) in zip(starts, parts, strict=False)]
-    ends = group([size for _, size in parts], ranks, most)
+    starts = [0, *(end for end, _ in found)]
+    ranks = [rank(text[start:end]) for start, (end, _) in zip(starts, found, strict=False)]
+    ends = group([size for _, size in found], ranks, most)
     return [(starts[a], starts[b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
@@ -73,7 +73,7 @@ def group(sizes: Sequence[int], ranks: Sequence[Rank], most: int) -> list[int]:
     return ends
 
 
-def _rank(sentence: str) -> Rank:
+def rank(sentence: str) -> Rank:
     """Ends of paragraphs come first; the digest decides between equals."""
     return 0 if _PARAGRAPH_END.search(sentence) else 1, _digest(sentence.strip())
 
@@ -82,7 +82,7 @@ def _digest(text: str) -> str:
     return digest_of(text.encode("utf-8", "surrogatepass"))
 
 
-def _parts(
+def parts(
     text: str, first: int, last: int, count: Callable[[str], int], most: int
 ) -> Iterator[tuple[int, int]]:
     """End and size of pieces of a sentence, each within ``most`` if it has several characters."""
@@ -91,8 +91,8 @@ def _parts(
         yield last, size
         return
     middle = _middle(text, first, last)
-    yield from _parts(text, first, middle, count, most)
-    yield from _parts(text, middle, last, count, most)
+    yield from parts(text, first, middle, count, most)
+    yield from parts(text, middle, last, count, most)
 
 
 def _middle(text: str, first: int, last: int) -> int:
@@ -102,7 +102,7 @@ def _middle(text: str, first: int, last: int) -> int:
     low, high = middle - reach, middle + reach
     places = [found.end() for found in _WORD_END.finditer(text, low, high)]
 
-    def rank(place: int) -> str:
+    def around(place: int) -> str:
         return _digest(text[max(first, place - SEEN_CHARACTERS) : place + SEEN_CHARACTERS])
 
-    return min(places or range(low, high + 1), key=rank)
+    return min(places or range(low, high + 1), key=around)

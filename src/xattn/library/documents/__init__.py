@@ -1,0 +1,8 @@
+"""Files as documents: a title, and sections that come one after the other, whatever the format."""
+
+from xattn.library.documents.document import Document, document_of
+from xattn.library.documents.files import digest_of_file
+from xattn.library.documents.find import find_files
+from xattn.library.documents.read import read_document
+
+__all__ = ["Document", "digest_of_file", "document_of", "find_files", "read_document"]
