@@ -61,11 +61,33 @@ class Sentence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Glance:
+    """What a token of the answer read of a token of a passage."""
+
+    passage: int
+    """Its place among the passages that were read."""
+    start: int
+    end: int
+    """Characters of the passage's text."""
+    share: float
+    """Of all that was read for the token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A token of the answer as text, and where its choice looked, the most read first."""
+
+    text: str
+    glances: tuple[Glance, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a library answers."""
 
     question: str
     text: str
+    tokens: tuple[Token, ...]
     sentences: tuple[Sentence, ...]
     citations: tuple[Citation, ...]
     """Sorted by support, the best first; their numbers are those of the footnotes."""

@@ -38,4 +38,4 @@ def calibration_of(model: Model, reader: str) -> Calibration:
 @cache
 def _known() -> dict[str, Any]:
     text = files("xattn.library").joinpath("calibrations.toml").read_text(encoding="utf-8")
-    return {found["digest"]: found["readers"] for found in tomllib.loads(text)["models"]}
+    return {found["digest"]: found["readers"] for found in tomllib.loads(text).get("models", [])}

@@ -7,8 +7,8 @@ them (:mod:`xattn.library.calibration`).
 Axes: T tokens of the answer, S positions of a memory.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -19,7 +19,7 @@ from xattn.generation import Generation
 from xattn.inputs.chunks import sentences
 from xattn.inputs.table import cell_text
 from xattn.inputs.text import Tokenizer
-from xattn.library.answer import Cell, Citation, Sentence
+from xattn.library.answer import Cell, Citation, Glance, Sentence, Token
 from xattn.library.calibration import Calibration
 from xattn.library.passage import Passage
 from xattn.library.readers import Asked
@@ -28,6 +28,8 @@ from xattn.model import Model
 
 MOST_CITED = 3
 """Citations of one sentence of an answer."""
+MOST_GLANCES = 16
+"""Places that are kept of those that one token looked at."""
 WORTH_CITING = 0.5
 """What a further citation must have of the support of the best."""
 
@@ -43,64 +45,125 @@ class Stretch:
     """Of a table, counted row by row from 0, the header first."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grounds:
+    """What an answer rests on."""
+
+    tokens: tuple[Token, ...]
+    sentences: tuple[Sentence, ...]
+    citations: tuple[Citation, ...]
+
+
 def cite(
     model: Model,
     asked: Asked,
     passages: Sequence[Passage],
     generation: Generation,
     calibration: Calibration,
-) -> tuple[list[Sentence], list[Citation]]:
-    """The sentences of an answer, and what they rest on, the best supported first."""
-    spoken = spoken_sentences(generation, model.tokenizer)
+) -> Grounds:
+    """What each sentence of an answer rests on, the best supported first."""
+    pieces = spoken_pieces(generation, model.tokenizer)
+    spoken = spoken_sentences(generation.text, pieces)
     if not spoken or not passages:
-        return [_unsupported(start, end) for start, end, _ in spoken], []
+        told = [_told(start, end, [], {}, calibration) for start, end, _ in spoken]
+        tokens = [Token(text=piece, glances=()) for piece in pieces]
+        return Grounds(tokens=tuple(tokens), sentences=tuple(told), citations=())
     shares = model.attribution(
         asked.memories, generation, heads=calibration.heads, parallel=asked.parallel
     )
     stretches = [one for j, passage in enumerate(passages) for one in stretches_of(j, passage)]
     read_TX = read_of(stretches, shares, asked)
-    found: dict[Stretch, float] = {}
-    rests: list[list[tuple[Stretch, float]]] = []
-    for _, _, tokens in spoken:
-        support_X = read_TX[tokens].mean(dim=0).tolist()
-        best = sorted(zip(stretches, support_X, strict=True), key=lambda pair: -pair[1])
-        kept = [
-            (stretch, support)
-            for stretch, support in best[:MOST_CITED]
-            if support >= max(WORTH_CITING * best[0][1], calibration.threshold)
-        ]
-        rests.append(kept or best[:1])
-        for stretch, support in kept:
-            found[stretch] = max(support, found.get(stretch, 0.0))
-    order = sorted(found, key=lambda stretch: -found[stretch])
-    number = {stretch: n for n, stretch in enumerate(order, 1)}
-    cited = [_citation(number[one], passages[one.passage], one, found[one]) for one in order]
-    told = [
-        Sentence(
-            start=start,
-            end=end,
-            support=kept[0][1],
-            is_supported=kept[0][0] in number and kept[0][1] >= calibration.threshold,
-            citations=tuple(number[stretch] for stretch, _ in kept if stretch in number),
-        )
-        for (start, end, _), kept in zip(spoken, rests, strict=True)
+    rests = [
+        _resting(stretches, read_TX[tokens].mean(dim=0), calibration) for _, _, tokens in spoken
     ]
-    return told, cited
+    best: dict[Stretch, float] = {}
+    for stretch, support in (pair for rest in rests for pair in rest):
+        best[stretch] = max(support, best.get(stretch, 0.0))
+    cited = {one: support for one, support in best.items() if support >= calibration.threshold}
+    order = sorted(cited, key=lambda stretch: -cited[stretch])
+    number = {stretch: n for n, stretch in enumerate(order, 1)}
+    told = [
+        _told(start, end, rest, number, calibration)
+        for (start, end, _), rest in zip(spoken, rests, strict=True)
+    ]
+    return Grounds(
+        tokens=tuple(_looked(pieces, shares, asked, passages)),
+        sentences=tuple(told),
+        citations=tuple(
+            _citation(number[one], passages[one.passage], one, cited[one]) for one in order
+        ),
+    )
 
 
-def spoken_sentences(
-    generation: Generation, tokenizer: Tokenizer
-) -> list[tuple[int, int, list[int]]]:
+def _resting(
+    stretches: Sequence[Stretch], support_X: Tensor, calibration: Calibration
+) -> list[tuple[Stretch, float]]:
+    """What a sentence rests on most, the best first, and what comes close to that."""
+    pairs = zip(stretches, support_X.tolist(), strict=True)
+    best, *others = sorted(pairs, key=lambda pair: -pair[1])[:MOST_CITED]
+    least = max(WORTH_CITING * best[1], calibration.threshold)
+    return [best, *(pair for pair in others if pair[1] >= least)]
+
+
+def _told(
+    start: int,
+    end: int,
+    rest: Sequence[tuple[Stretch, float]],
+    number: Mapping[Stretch, int],
+    calibration: Calibration,
+) -> Sentence:
+    support = rest[0][1] if rest else 0.0
+    return Sentence(
+        start=start,
+        end=end,
+        support=support,
+        is_supported=bool(rest) and support >= calibration.threshold,
+        citations=tuple(number[stretch] for stretch, _ in rest if stretch in number),
+    )
+
+
+def _looked(
+    pieces: Sequence[str], shares: Sequence[Tensor], asked: Asked, passages: Sequence[Passage]
+) -> Iterator[Token]:
+    """Where each token of the answer looked, within the texts of passages."""
+    owner, starts, ends, columns = [], [], [], []
+    for j, place in enumerate(asked.places):
+        bounds_S2 = SpanTable.of(asked.memories[place.memory].spans).bounds_S2 - place.start
+        inside = (bounds_S2[:, 0] >= 0) & (bounds_S2[:, 1] <= len(passages[j].text))
+        inside &= bounds_S2[:, 1] > bounds_S2[:, 0]
+        owner += [j] * int(inside.sum())
+        starts += bounds_S2[inside, 0].int().tolist()
+        ends += bounds_S2[inside, 1].int().tolist()
+        columns.append(shares[place.memory][:, inside])
+    read_TS = torch.cat(columns, dim=1)
+    top = read_TS.topk(min(MOST_GLANCES, read_TS.shape[1]), dim=1)
+    for t, piece in enumerate(pieces):
+        found = zip(top.indices[t].tolist(), top.values[t].tolist(), strict=True)
+        yield Token(
+            text=piece,
+            glances=tuple(
+                Glance(passage=owner[s], start=starts[s], end=ends[s], share=share)
+                for s, share in found
+            ),
+        )
+
+
+def spoken_pieces(generation: Generation, tokenizer: Tokenizer) -> list[str]:
+    """What each token adds to the answer's text."""
+    decoder = tokenizer.incremental()
+    pieces = [decoder.push(token) for token in generation.tokens]
+    pieces[-1:] = [last + decoder.finish() for last in pieces[-1:]]
+    return pieces
+
+
+def spoken_sentences(text: str, pieces: Sequence[str]) -> list[tuple[int, int, list[int]]]:
     """``[start, end)`` of each sentence of the answer, and the tokens that it is made of."""
-    ends, text, decoder = [], "", tokenizer.incremental()
-    for token in generation.tokens:
-        text += decoder.push(token)
-        ends.append(len(text))
+    ends = list(accumulate(map(len, pieces)))
     spoken = []
-    for start, end in sentences(generation.text):
-        first, last = bisect_left(ends, start + 1), bisect_left(ends, end)
+    for start, end in sentences(text):
+        first, last = bisect_right(ends, start), bisect_left(ends, end)
         tokens = list(range(first, min(last + 1, len(ends))))
-        if tokens and generation.text[start:end].strip():
+        if tokens and text[start:end].strip():
             spoken.append((start, end, tokens))
     return spoken
 
@@ -149,7 +212,3 @@ def _citation(number: int, passage: Passage, stretch: Stretch, support: float) -
         support=support,
         cell=cell,
     )
-
-
-def _unsupported(start: int, end: int) -> Sentence:
-    return Sentence(start=start, end=end, support=0.0, is_supported=False, citations=())
