@@ -31,7 +31,7 @@ class Citation:
     quote: str
     """What stands there, as it was indexed."""
     support: float
-    """Share of what the sentence's tokens read that they read here, from 0 to 1."""
+    """Of all that the sentence's tokens read of passages, the share that they read here."""
     cell: Cell | None = None
     standing: Standing = "unknown"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xattn.errors import UsageError
+from xattn.errors import require
 from xattn.library.answer import Answer
 from xattn.library.calibration import Calibration, calibration_of
 from xattn.library.citing import cite
@@ -67,5 +67,5 @@ def explained(
 
 def require_question(question: str) -> None:
     """Raise :class:`UsageError` for a question that is none."""
-    if not isinstance(question, str) or not question.strip():
-        raise UsageError(f"`question` must be text that asks something, but is {question!r}.")
+    asks = isinstance(question, str) and bool(question.strip())
+    require(asks, "question", "text that asks something", question)

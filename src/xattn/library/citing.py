@@ -99,6 +99,7 @@ def _resting(
     stretches: Sequence[Stretch], support_X: Tensor, calibration: Calibration
 ) -> list[tuple[Stretch, float]]:
     """What a sentence rests on most, the best first, and what comes close to that."""
+    support_X = support_X / support_X.sum().clamp(min=torch.finfo(support_X.dtype).tiny)
     pairs = zip(stretches, support_X.tolist(), strict=True)
     best, *others = sorted(pairs, key=lambda pair: -pair[1])[:MOST_CITED]
     least = max(WORTH_CITING * best[1], calibration.threshold)
@@ -182,14 +183,19 @@ def stretches_of(index: int, passage: Passage) -> list[Stretch]:
 
 def read_of(stretches: Sequence[Stretch], shares: Sequence[Tensor], asked: Asked) -> Tensor:
     """What each token read of each stretch, ``[T, X]``, from shares ``[T, S]`` of each memory."""
-    columns = []
+    where = places_of(stretches, asked)
+    return torch.stack([shares[memory][:, inside].sum(dim=1) for memory, inside in where], dim=1)
+
+
+def places_of(stretches: Sequence[Stretch], asked: Asked) -> list[tuple[int, Tensor]]:
+    """For each stretch, the memory that it is in and which positions are of it, ``[S]``."""
+    found = []
     for one in stretches:
         place = asked.places[one.passage]
         bounds_S2 = SpanTable.of(asked.memories[place.memory].spans).bounds_S2 - place.start
         starts, ends = bounds_S2[:, 0], bounds_S2[:, 1]
-        inside = (starts >= one.start) & (starts < one.end) & (ends > starts)
-        columns.append(shares[place.memory][:, inside].sum(dim=1))
-    return torch.stack(columns, dim=1)
+        found.append((place.memory, (starts >= one.start) & (starts < one.end) & (ends > starts)))
+    return found
 
 
 def _citation(number: int, passage: Passage, stretch: Stretch, support: float) -> Citation:

@@ -1,7 +1,7 @@
 """Readers side by side on questions whose answers are known."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
@@ -88,45 +88,64 @@ def evaluate(
     """Ask everything. ``forget`` empties the store, so that the cold time can be taken."""
     cold = list(_first_tokens(reader, search, questions[:FIRST_TOKENS], k, before=forget))
     warm = list(_first_tokens(reader, search, questions[:FIRST_TOKENS], k))
-    rows = []
     before = reader.model.counters.encoder_passes
+    rows = []
     for done, question in enumerate(questions):
-        passages, started = search(question.text, k), time.perf_counter()
-        found = answer(reader, question.text, passages, **settings)
-        seconds = time.perf_counter() - started
-        right = contains(found.text, question.answers)
-        first = found.citations[0] if found.citations else None
-        rows.append(
-            {
-                "right": right,
-                "exact": exact_match(found.text, question.answers),
-                "f1": f1(found.text, question.answers),
-                "cites": first is not None,
-                "precise": first is not None and contains(first.quote, question.answers),
-                "support": max((s.support for s in found.sentences), default=0.0),
-                "seconds": seconds,
-            }
-        )
+        rows.append(_scored(reader, question, search(question.text, k), settings))
         progress(done + 1)
     passes = reader.model.counters.encoder_passes - before
-    good = [row for row in rows if row["right"]]
-    citing = [row for row in good if row["cites"]]
+    good = [row for row in rows if row.right]
+    citing = [row for row in good if row.precise is not None]
     return Scores(
         reader=reader.name,
         k=k,
         questions=len(rows),
-        contains_answer=mean(row["right"] for row in rows),
-        exact_match=mean(row["exact"] for row in rows),
-        f1=mean(row["f1"] for row in rows),
-        citation_precision=mean(row["precise"] for row in citing) if citing else 0.0,
-        cited=len(citing) / len(good) if good else 0.0,
-        support_auc=auc([row["support"] for row in rows], [row["right"] for row in rows]),
+        contains_answer=_rate([row.right for row in rows]),
+        exact_match=_rate([row.exact for row in rows]),
+        f1=mean(row.f1 for row in rows),
+        citation_precision=_rate([bool(row.precise) for row in citing]),
+        cited=len(citing) / max(1, len(good)),
+        support_auc=auc([row.support for row in rows], [row.right for row in rows]),
         cold_first_token_seconds=median(cold),
         warm_first_token_seconds=median(warm),
-        answer_seconds=median(row["seconds"] for row in rows),
+        answer_seconds=median(row.seconds for row in rows),
         encoder_passes=passes,
         memory_bytes=int(median(_bytes(reader, search, q, k) for q in questions[:FIRST_TOKENS])),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """One answer."""
+
+    right: bool
+    exact: bool
+    f1: float
+    precise: bool | None
+    """Whether the first citation has the answer in it; None without one."""
+    support: float
+    seconds: float
+
+
+def _scored(
+    reader: Reader, question: Question, passages: Sequence[Passage], settings: Mapping[str, Any]
+) -> _Scored:
+    started = time.perf_counter()
+    found = answer(reader, question.text, passages, **settings)
+    seconds, answers = time.perf_counter() - started, question.answers
+    quote = found.citations[0].quote if found.citations else None
+    return _Scored(
+        right=contains(found.text, answers),
+        exact=exact_match(found.text, answers),
+        f1=f1(found.text, answers),
+        precise=None if quote is None else contains(quote, answers),
+        support=max((sentence.support for sentence in found.sentences), default=0.0),
+        seconds=seconds,
+    )
+
+
+def _rate(found: Sequence[bool]) -> float:
+    return sum(found) / max(1, len(found))
 
 
 def _first_tokens(
