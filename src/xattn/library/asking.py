@@ -65,7 +65,7 @@ def explained(
     )
 
 
-def require_question(question: str) -> None:
+def require_question(question: object) -> None:
     """Raise :class:`UsageError` for a question that is none."""
     asks = isinstance(question, str) and bool(question.strip())
     require(asks, "question", "text that asks something", question)
