@@ -146,13 +146,28 @@ def read_bytes(spec: DecoderSpec, *, dtype: str = "float32", quantize: str | Non
     for matrix in decoder_matrices(spec):
         if matrix.role in ("memory", "table"):
             continue
-        share = 1.0 if matrix.active is None else matrix.active / matrix.times
+        share = 1.0 if matrix.active is None else matrix.active / max(1, matrix.times)
         numbers = matrix.times * matrix.outputs * matrix.inputs
         if quantize is None:
             total += share * numbers * dtype_bytes(dtype)
         else:
             total += share * (numbers + matrix.times * matrix.outputs * FLOAT_BYTES)
     return round(total)
+
+
+def pass_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | None = None) -> int:
+    """Bytes of weights that encoding and a first pass multiply with: of all stacks, once.
+
+    That is every matrix but tables that are only looked up; of many tokens together, every expert.
+    """
+    used = [one for one in matrices(spec) if one.role != "table"]
+    numbers = sum(one.times * one.outputs * one.inputs for one in used)
+    if quantize is None:
+        return numbers * dtype_bytes(dtype)
+    wide = [one for one in used if one.role in ("stem", "output")]
+    more = sum(one.times * one.outputs * one.inputs for one in wide) * (FLOAT_BYTES - 1)
+    scales = sum(one.times * one.outputs for one in used if one not in wide)
+    return numbers + more + scales * FLOAT_BYTES
 
 
 def kept_bytes(spec: DecoderSpec, positions: int, codec: CodecName) -> int:
@@ -199,8 +214,8 @@ def decoder_flops(
     (None: all) are projected to the vocabulary. Projecting memories is not in it:
     :func:`~xattn.costs.projection_flops`.
     """
-    own = spec.self_attention
-    attention = 4 * own.heads * own.head_width * (seen + tokens) * spec.self_layers
+    own, read = spec.self_attention, spec.kept_tokens(seen) + spec.self_layers * tokens
+    attention = 4 * own.heads * own.head_width * read
     reading = flops(spec, memories, tokens, form) if memories else 0
     wanted = tokens if logits is None else logits
     return tokens * (layer_flops(spec) + attention) + reading + wanted * head_flops(spec)

@@ -203,6 +203,11 @@ class ExpertsSpec:
     active: int = 2
     """How many a token goes through."""
 
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "every", "at least 1", self.every)
+        bound = f"at least the {self.active} that a token goes through"
+        require(self.count >= self.active >= 1, "count", bound, self.count)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
@@ -350,8 +355,20 @@ class DecoderSpec(StackSpec):
     """Rows of the embedding table that the head has not."""
     head_scale: float = 1.0
     """Factor on the last hidden state before the head (T5 v1.0: ``D ** -0.5``)."""
+    window: int | None = None
+    """Tokens that self-attention of :attr:`window_layers` sees, the new one among them."""
+    window_layers: int = 0
+    """How many layers see no further; the others see all."""
 
     def __post_init__(self) -> None:
+        fits = self.window_layers == 0 if self.window is None else self.window >= 1
+        require(fits, "window", "given where layers have one, at least 1", self.window)
+        require(
+            0 <= self.window_layers <= self.self_layers,
+            "window_layers",
+            f"0 to {self.self_layers}",
+            self.window_layers,
+        )
         require(
             len(self.placement.layers) == self.layers,
             "placement.layers",
@@ -389,9 +406,18 @@ class DecoderSpec(StackSpec):
         own = self.self_attention
         return 2 * self.self_layers * own.kv_heads * own.head_width
 
+    def kept_tokens(self, tokens: int) -> int:
+        """Tokens that all layers together keep of so many: within a window, what the next sees."""
+        if self.window is None:
+            return self.self_layers * tokens
+        far = self.self_layers - self.window_layers
+        return far * tokens + self.window_layers * min(tokens, self.window - 1)
+
     def self_cache_bytes(self, tokens: int, *, rows: int = 1, dtype: str = "float32") -> int:
         """Keys and values of ``tokens`` generated or prompted tokens in ``rows`` rows."""
-        return rows * tokens * self.kv_width * dtype_bytes(dtype)
+        own = self.self_attention
+        per_token = 2 * own.kv_heads * own.head_width * dtype_bytes(dtype)
+        return rows * self.kept_tokens(tokens) * per_token
 
     def cross_bytes(
         self, positions: int, *, form: Form = "materialized", dtype: str = "float32"
@@ -417,7 +443,7 @@ class DecoderSpec(StackSpec):
         if self.cross_attention is not None:
             return self.cross_bytes(positions, form=form, dtype=dtype)
         if not is_narrow(form):
-            return self.self_cache_bytes(positions, dtype=dtype)
+            return positions * self.kv_width * dtype_bytes(dtype)
         own = self.self_attention
         return (
             positions * 2 * self.self_layers * own.kv_heads * (own.head_width + dtype_bytes(dtype))

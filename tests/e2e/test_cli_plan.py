@@ -30,6 +30,8 @@ def test_a_plan_shows_the_configuration_and_its_alternatives(capsys, tmp_path):
     assert "transformers" in out
     assert "fits 24.0 GiB" in out
     assert "2 x NVIDIA H100 SXM 80GB" in out
+    assert "6,700 GB" in out
+    assert "160 GiB" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -42,7 +44,12 @@ def test_a_plan_as_json_says_the_same(capsys):
     assert rows["audio", "keys and values"] == 245_760_000
     assert document["total_bytes"] == sum(rows.values())
     assert document["fit"][0]["form"] == "materialized"
-    assert document["machines"][0]["machine"] == "t4"
+    [machine] = document["machines"]
+    assert machine["machine"] == "t4"
+    assert machine["memory_bytes"] == 16 * 2**30
+    assert (machine["bytes_per_second"], machine["flops_per_second"]) == (320e9, 65e12)
+    assert machine["dollars_per_hour"] == 0.35
+    assert machine["price"].startswith("20")
     assert any(one["name"] == "transformers" for one in document["alternatives"])
 
 
@@ -68,7 +75,7 @@ def test_prices_can_be_given(capsys, tmp_path):
     found = json.loads(run(capsys, *dear, "--hardware", str(prices))[1])["machines"][0]
     assert found["dollars_per_million_tokens"] == pytest.approx(2000 * cheap)
     _, out, _ = run(capsys, *dear[:-1], "--hardware", str(prices))
-    assert "at prices of 2026-11-01" in out
+    assert "yours, 2026-11-01" in out
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,9 @@ def test_prices_can_be_given(capsys, tmp_path):
         ("[l4]\nbytes_per_second = -3\n", "[l4] bytes_per_second must be a number"),
         ("[l4]\nflops_per_second = 3\n", "must be a table of rates"),
         ("l4 = 3\n", "'l4' must be a table"),
+        ("[l4]\nname = 3\n", "[l4] name must be text, but is 3"),
+        (f"[l4]\nbytes_per_second = 1{'0' * 60}\n", "[l4] bytes_per_second must be a number"),
+        ("[l4]\nflops_per_second = { float32 = inf }\n", "flops_per_second.float32 must be"),
         ("[prices]\ndate = 'soon'\n", "date must be a day"),
         ("[", "is no TOML file"),
     ],

@@ -3,41 +3,19 @@
 import pytest
 import torch
 import transformers
+from meta import counted, ids, theirs
 from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.costs import projection_flops
-from xattn.counts import decoder_flops, encoder_flops, parameters
+from xattn.counts import decoder_flops, encoder_flops, head_flops, parameters
+from xattn.ledger import plan
 from xattn.ledger.shapes import shapes
 from xattn.ledger.specs import spec_of
 
-KINDS = {
-    "t5": "T5ForConditionalGeneration",
-    "bart": "BartForConditionalGeneration",
-    "m2m_100": "M2M100ForConditionalGeneration",
-    "nllb-moe": "NllbMoeForConditionalGeneration",
-    "whisper": "WhisperForConditionalGeneration",
-    "mllama": "MllamaForConditionalGeneration",
-    "moonshine": "MoonshineForConditionalGeneration",
-    "idefics": "IdeficsForVisionText2Text",
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "t5gemma": "T5GemmaForConditionalGeneration",
-    "t5gemma2": "T5Gemma2ForConditionalGeneration",
-}
 SMALL = [
     *("t5-small", "flan-t5-base", "bart-large", "nllb-600m", "whisper-tiny", "moonshine-tiny"),
     *("smollm2-135m", "qwen3-0.6b", "whisper-large-v3-turbo"),
 ]
-
-
-def theirs(name):
-    """transformers' model of a shape, without its weights."""
-    config = transformers.AutoConfig.for_model(**shapes()[name].config)
-    config._attn_implementation = "eager"
-    with torch.device("meta"):
-        model = getattr(transformers, KINDS[config.model_type])(config).eval()
-    model.tie_weights()
-    return model
 
 
 def weights_of(model):
@@ -90,6 +68,85 @@ def test_operations_are_those_that_torch_counts(name, tokens):
         found += encoder_flops(spec.encoder, positions)
         found += projection_flops(spec.decoder, positions, "materialized")
     assert found == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["t5-small", "bart-large", "nllb-600m"])
+def test_a_plan_as_a_whole_is_what_torch_counts(name):
+    """Encoding, projecting and a prompt; then a step after it."""
+    model, spec, S, N = theirs(name), spec_of(name), 200, 13
+    encoded, states = counted(lambda: model.get_encoder()(input_ids=ids(1, S)))
+    given = {"encoder_outputs": states, "use_cache": True}
+    prompted, seen = counted(lambda: model(decoder_input_ids=ids(1, N), **given))
+    past = {**given, "past_key_values": seen.past_key_values}
+    step, _ = counted(lambda: model(decoder_input_ids=ids(1, 1), **past))
+    ledger = plan(spec, {"document": S}, prompt_tokens=N, new_tokens=1)
+    others = (N - 1) * head_flops(spec.decoder)  # transformers makes logits of all the prompt
+    assert ledger.encode_flops == pytest.approx(encoded + prompted - others, rel=1e-3)
+    assert ledger.sum("step_flops") == pytest.approx(step, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen3-0.6b"])
+@pytest.mark.parametrize("documents", [1, 3])
+def test_prompts_of_decoder_only_models_read_their_documents(name, documents):
+    model, spec, S, N = theirs(name), spec_of(name), 2000, 100
+    # One after the other: each document is encoded alone, and the prompt reads them all.
+    first, one = counted(lambda: model(input_ids=ids(1, S), use_cache=True, logits_to_keep=1))
+    cache = one.past_key_values
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            torch.cat([kv] * documents, dim=2) for kv in (layer.keys, layer.values)
+        )
+    given = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    prompted, _ = counted(lambda: model(input_ids=ids(1, N), **given))
+    step, _ = counted(lambda: model(input_ids=ids(1, 1), **given))
+    ledger = plan(spec, {"document": f"{documents}x{S}"}, prompt_tokens=N, new_tokens=1)
+    encoded = documents * (first - head_flops(spec.decoder))
+    assert ledger.encode_flops == pytest.approx(encoded + prompted, rel=1e-3)
+    assert ledger.sum("step_flops") == pytest.approx(step, rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_forms_multiply_as_much_as_torch_counts_of_ours(pairs, name, form):
+    network, S, N = pairs(name).ours, 50, 4
+    [memory] = pairs(name).memories(pairs(name).inputs(1, S)[0])
+    network.use_kernels = False
+    try:
+        encoded, _ = counted(lambda: network.encode_tokens([[5] * S]))
+        projected, projection = counted(lambda: network.project(memory, form=form))
+        state = network.start([[projection]], form=form)
+        prompted, _ = counted(lambda: network.step(torch.zeros(1, N, dtype=torch.long), state))
+        step, _ = counted(lambda: network.step(torch.zeros(1, 1, dtype=torch.long), state))
+    finally:
+        network.use_kernels = True
+    ledger = plan(network.spec, {"document": S}, prompt_tokens=N, new_tokens=1, form=form)
+    found = encoded + projected + prompted
+    assert ledger.encode_flops == pytest.approx(found, rel=0.01)
+    assert ledger.sum("step_flops") == pytest.approx(step, rel=0.01)
+
+
+@pytest.mark.parametrize("tokens", [1, 511, 512, 513, 4095, 4096, 8001])
+@pytest.mark.parametrize(
+    "name", ["t5gemma-2b-2b", "t5gemma2-270m-270m", "t5gemma2-4b-4b", "smollm2-135m", "t5-small"]
+)
+def test_windows_bound_the_cache_as_in_transformers(name, tokens):
+    spec, config = spec_of(name), theirs(name).config
+    decoder = getattr(config, "decoder", config)
+    cache, own = transformers.DynamicCache(config=decoder), spec.decoder.self_attention
+    for layer in range(spec.decoder.layers):
+        for fed in (tokens - 1, 1):
+            shape = (1, own.kv_heads, fed, own.head_width)
+            kv = torch.zeros(shape, device="meta", dtype=torch.bfloat16)
+            cache.update(kv, kv, layer)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert spec.decoder.self_cache_bytes(tokens, dtype="bfloat16") == held
+
+
+def test_a_step_reads_no_further_than_its_windows():
+    """T5Gemma 2 270M: 15 layers of 18 see 512 tokens, the new one among them."""
+    decoder = spec_of("t5gemma2-270m-270m").decoder
+    near, far = decoder_flops(decoder, 1, seen=511), decoder_flops(decoder, 1, seen=10_000)
+    assert far - near == 3 * 4 * 4 * 256 * (10_000 - 511)
 
 
 def test_a_vision_tower_is_counted_too():

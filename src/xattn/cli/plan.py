@@ -10,11 +10,11 @@ from xattn.cli.options import Hardware, Json, Offline, ShapeName
 from xattn.cli.sizes import size_of
 from xattn.counts import CodecName
 from xattn.errors import UsageError
-from xattn.ledger.account import HEADER, Ledger
-from xattn.ledger.alternatives import Alternative, alternatives
-from xattn.ledger.amounts import KINDS
+from xattn.ledger.account import HEADER, Alternative, Ledger
+from xattn.ledger.alternatives import alternatives
+from xattn.ledger.amounts import KINDS, MOST_COUNT
 from xattn.ledger.fit import Fit, fit
-from xattn.ledger.hardware import Estimate, estimate, machine_of, machines
+from xattn.ledger.hardware import Estimate, Machine, estimate, machine_of
 from xattn.ledger.plan import NEW_TOKENS, plan
 from xattn.ledger.shapes import shapes
 from xattn.ledger.specs import spec_of
@@ -33,7 +33,10 @@ TableRows = Annotated[str | None, _amount("table", "Rows, of columns: 1000r, 100
 Audio = Annotated[str | None, _amount("audio", "A time: 30s, 2m, 3x30s; or positions: 1500p.")]
 Image = Annotated[str | None, _amount("image", "Pictures: 2, or by pixels: 1024x768, 2x1024x768.")]
 Batch = Annotated[int, typer.Option(min=1, rich_help_panel=REQUESTS, help="Requests at a time.")]
-Beams = Annotated[int, typer.Option(min=1, rich_help_panel=REQUESTS, help="Beams of each.")]
+Beams = Annotated[
+    int,
+    typer.Option("--beams", "--num-beams", min=1, rich_help_panel=REQUESTS, help="Beams of each."),
+]
 FormName = Annotated[
     Form, typer.Option("--form", rich_help_panel=REQUESTS, help="How memories are read.")
 ]
@@ -57,7 +60,14 @@ PromptTokens = Annotated[
     int, typer.Option(min=1, rich_help_panel=REQUESTS, help="Decoder tokens before the first.")
 ]
 NewTokens = Annotated[
-    int, typer.Option(min=1, rich_help_panel=REQUESTS, help="Tokens that each generates.")
+    int,
+    typer.Option(
+        "--new-tokens",
+        "--max-new-tokens",
+        min=1,
+        rich_help_panel=REQUESTS,
+        help="Tokens that each generates.",
+    ),
 ]
 Gpu = Annotated[
     list[str] | None,
@@ -153,12 +163,13 @@ def plan_model(
         print_line(f"\nfits {readable_bytes(fit_bytes)}, weights and workspace included:")
         kinds = list(inputs)
         print_table(
-            ("form", "requests", "beams", *(f"{kind}s each" for kind in kinds)),
+            ("form", "requests", "beams", *(_SOURCES[kind] for kind in kinds)),
             [_fitted(one, kinds) for one in fits],
         )
     if estimates:
-        _, day = machines(hardware)
-        print_line(f"\nthe least that rates of data sheets allow, at prices of {day}:")
+        print_line("\nmachines, each of so many:")
+        print_table(_MACHINES, [_machine(one) for one in estimates])
+        print_line("\nthe least that these rates allow, encoding included:")
         print_table(_ESTIMATES, [_estimated(one) for one in estimates])
     if plot is not None:
         print_line(f"drawn to {plot}")
@@ -183,6 +194,13 @@ def _list(json: bool) -> None:
 
 
 _ALTERNATIVES = ("", "way", "held of inputs", "in all", "FLOPs to encode", "read a token")
+_SOURCES = {
+    "document": "documents each",
+    "table": "tables each",
+    "audio": "recordings each",
+    "image": "pictures each",
+}
+_MACHINES = ("machine", "memory", "reads a second", "FLOPs a second", "$ an hour", "price of")
 _ESTIMATES = ("machine", "fits", "encoding", "a step", "bound by", "tokens/s", "$ a million tokens")
 
 
@@ -199,12 +217,33 @@ def _alternative(one: Alternative) -> tuple[str, ...]:
 
 def _fitted(one: Fit, kinds: list[str]) -> tuple[str, ...]:
     counts = (one.batch, one.beams, *(one.sources[kind] for kind in kinds))
-    return (one.form, *(f"{count:,}" if count else "none" for count in counts))
+    return (one.form, *map(_most, counts))
+
+
+def _most(count: int | None) -> str:
+    """Of what no number that may be asked for is too many, memory is not the bound."""
+    return f"over {MOST_COUNT:,}" if count is None else f"{count:,}" if count else "none"
+
+
+def _named(machine: Machine) -> str:
+    return f"{machine.count} x {machine.name}" if machine.count > 1 else machine.name
+
+
+def _machine(one: Estimate) -> tuple[str, ...]:
+    machine = one.machine
+    return (
+        _named(machine),
+        readable_bytes(machine.total_memory_bytes),
+        f"{machine.reading_rate / 1e9:,.0f} GB",
+        f"{readable_count(machine.rate(one.dtype))} {one.dtype}",
+        f"{machine.total_dollars_per_hour:,.2f}",
+        machine.price,
+    )
 
 
 def _estimated(one: Estimate) -> tuple[str, ...]:
     return (
-        f"{one.machine.count} x {one.machine.name}" if one.machine.count > 1 else one.machine.name,
+        _named(one.machine),
         "yes" if one.fits else "no",
         readable_seconds(one.encode_seconds),
         readable_seconds(one.step_seconds),
@@ -240,6 +279,14 @@ def _document(
         found["machines"] = [
             {name: value for name, value in vars(one).items() if name != "machine"}
             | {"machine": one.machine.key, "count": one.machine.count}
+            | {
+                "memory_bytes": one.machine.total_memory_bytes,
+                "bytes_per_second": one.machine.reading_rate,
+                "flops_per_second": one.machine.rate(one.dtype),
+                "dollars_per_hour": one.machine.total_dollars_per_hour,
+                "price": one.machine.price,
+                "source": one.machine.source,
+            }
             for one in estimates
         ]
     return found

@@ -33,6 +33,8 @@ class Row:
     """In memories, or tokens of all answers."""
     encode_flops: int = 0
     """Operations before the first token, once."""
+    encode_bytes: int = 0
+    """Bytes of weights that encoding and the prompts read at least once."""
     step_flops: int = 0
     """Operations of one step, which gives every request a token."""
     step_bytes: int = 0
@@ -171,6 +173,22 @@ class Ledger(Account):
     def bytes_per_token(self) -> float:
         """Bytes read for one generated token: requests that decode together share weights."""
         return self.sum("step_bytes") / self.setting.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One way, and what it comes to."""
+
+    name: str
+    input_bytes: int
+    """What is held of the inputs."""
+    total_bytes: int
+    encode_flops: int
+    """Before the first token of each batch."""
+    bytes_per_token: float
+    """Read for one token."""
+    chosen: bool = False
+    """It is the configuration that was asked for."""
 
 
 HEADER = ("what", "positions", "bytes", "share", "FLOPs to encode", "FLOPs a step", "read a step")

@@ -1,35 +1,22 @@
-"""The same requests otherwise: other forms, shared or not, nothing kept, and in transformers."""
+"""The same requests otherwise: other forms, shared, made anew, and in transformers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xattn.counts import weight_bytes
 from xattn.errors import AbsorptionError
-from xattn.ledger.account import Ledger
-from xattn.ledger.plan import encoding_flops, plan
-from xattn.spec import FORMS, DecoderSpec, ModelSpec, dtype_bytes
+from xattn.ledger.account import Alternative, Ledger
+from xattn.ledger.elsewhere import in_transformers
+from xattn.ledger.plan import plan
+from xattn.spec import FORMS, ModelSpec
 
-
-@dataclass(frozen=True, kw_only=True)
-class Alternative:
-    """One way, and what it comes to."""
-
-    name: str
-    input_bytes: int
-    """What is held of the inputs."""
-    total_bytes: int
-    encode_flops: int
-    """Before the first token of each batch."""
-    bytes_per_token: float
-    """Read for one token."""
-    chosen: bool = False
-    """It is the configuration that was asked for."""
+PROJECTED_ANEW = "states shared, projected for each request"
+ENCODED_ANEW = "nothing kept, encoded for each request"
 
 
 def alternatives(spec: ModelSpec, inputs: Mapping[str, Any], **settings: Any) -> list[Alternative]:
     """What was asked for beside its alternatives; ``settings`` are those of :func:`plan`."""
     asked = plan(spec, inputs, **settings)
+    # int8 is a form of its own, and all forms are tried.
     settings = {**settings, "dtype": asked.setting.dtype}
     settings["weights_dtype"] = asked.setting.weights_dtype
     found = []
@@ -41,10 +28,9 @@ def alternatives(spec: ModelSpec, inputs: Mapping[str, Any], **settings: Any) ->
                 continue
             name = f"{form}, shared" if shared else form
             found.append(_alternative(name, ledger, chosen=ledger.setting == asked.setting))
-    recomputed = "states recomputed for every request"
-    if spec.decoder.cross_attention is not None:
-        found.append(_recomputed(recomputed, spec, asked))
-    return [*found, _transformers(spec, asked)]
+    if spec.decoder.cross_attention is not None and asked.amounts:
+        found += _anew(spec, inputs, settings)
+    return [*found, in_transformers(spec, asked.amounts, asked.setting)]
 
 
 def _alternative(name: str, ledger: Ledger, *, chosen: bool = False) -> Alternative:
@@ -58,55 +44,31 @@ def _alternative(name: str, ledger: Ledger, *, chosen: bool = False) -> Alternat
     )
 
 
-def _recomputed(name: str, spec: ModelSpec, asked: Ledger) -> Alternative:
-    """Each request encodes its inputs, and lets states go once they are projected."""
-    setting, states = asked.setting, asked.of("states")
-    assert spec.encoder is not None
-    again = sum(
-        (setting.batch - setting.copies) * amount.count * encoding_flops(spec.encoder, amount)
-        for amount in asked.amounts
-    )
-    kept = asked.memory_bytes - states if setting.form == "materialized" else asked.memory_bytes
-    copies = setting.batch // setting.copies
+def _anew(
+    spec: ModelSpec, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[Alternative]:
+    """States that stay while each request has keys and values of its own; and what engines without
+    memories do: each request encodes its inputs, and lets the states go once they are projected."""
+    settings = {**settings, "form": "materialized"}
+    own = plan(spec, inputs, **{**settings, "shared": False})
+    once = plan(spec, inputs, **{**settings, "shared": True})
+    if own.setting.batch > 1:
+        projecting = own.encode_flops - own.sum("encode_flops", "states")
+        yield _holding(
+            PROJECTED_ANEW,
+            own,
+            once.of("states") + own.of("keys and values"),
+            once.sum("encode_flops", "states") + projecting,
+        )
+    yield _holding(ENCODED_ANEW, own, own.of("keys and values"), own.encode_flops)
+
+
+def _holding(name: str, ledger: Ledger, input_bytes: int, encode_flops: int) -> Alternative:
+    """A ledger of which something else is held of the inputs."""
     return Alternative(
         name=name,
-        input_bytes=kept * copies,
-        total_bytes=asked.total_bytes - asked.memory_bytes + kept * copies,
-        encode_flops=asked.encode_flops + again,
-        bytes_per_token=asked.bytes_per_token,
+        input_bytes=input_bytes,
+        total_bytes=ledger.total_bytes - ledger.memory_bytes + input_bytes,
+        encode_flops=encode_flops,
+        bytes_per_token=ledger.bytes_per_token,
     )
-
-
-def _transformers(spec: ModelSpec, asked: Ledger) -> Alternative:
-    """``generate`` of transformers 5: every beam of every request has keys and values of its own.
-
-    Encoder outputs are repeated for beams, too (``_expand_inputs_for_generation``), and the cache
-    grows by concatenation, which holds one layer twice.
-    """
-    decoder, setting = spec.decoder, asked.setting
-    dtype, rows = setting.dtype, setting.rows
-    positions = sum(amount.total for amount in asked.amounts)
-    tokens = setting.prompt_tokens + setting.new_tokens
-    inputs, total = _expanded(decoder, positions, rows, dtype)
-    cache = decoder.self_cache_bytes(tokens, rows=rows, dtype=dtype)
-    weights = weight_bytes(spec, dtype=dtype)
-    held = weights + inputs + cache + cache // decoder.layers + asked.of("workspace")
-    again = setting.batch // setting.copies
-    encoding = sum(row.encode_flops for row in asked.rows if row.what == "states") * again
-    [reading] = (row.step_bytes for row in asked.rows if row.what == "weights")
-    read = reading + total + cache // 2
-    return Alternative(
-        name="transformers",
-        input_bytes=inputs,
-        total_bytes=held,
-        encode_flops=encoding,
-        bytes_per_token=read / setting.batch,
-    )
-
-
-def _expanded(decoder: DecoderSpec, positions: int, rows: int, dtype: str) -> tuple[int, int]:
-    """Bytes held of inputs, and of these what a step reads."""
-    read = rows * decoder.memory_bytes(positions, dtype=dtype)
-    if decoder.cross_attention is None:
-        return read, read
-    return read + rows * positions * decoder.memory_width * dtype_bytes(dtype), read

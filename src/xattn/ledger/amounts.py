@@ -7,16 +7,17 @@ An amount is given as a number of positions, or as the thing itself, in the word
     audio     30s, 2m, 1h, 3x30s, 1500p      seconds, minutes, hours; positions
     image     2, 1024x768, 2x1024x768        pictures; width and height in pixels
 
-In Python a plain number is always positions, whatever the kind.
+In Python a plain number is always positions, whatever the kind: ``{"image": 2}`` is a picture of
+two positions, ``{"image": "2"}`` are two pictures, as ``--image 2`` is.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from xattn.errors import UsageError, is_whole, require
+from xattn.errors import UsageError, is_whole, require, shown
 from xattn.spec import EncoderSpec, ImageStemSpec, Modality, ModelSpec
 
 Kind = Literal["document", "text", "table", "audio", "image"]
@@ -51,47 +52,77 @@ class Amount:
 
     kind: Kind
     count: int
+    """Sources: documents, tables, recordings, pictures."""
     positions: int
-    """Of each, in a memory."""
+    """Of each memory."""
     encoded: int
-    """Of each, in the encoder: more where a resampler leaves fewer."""
+    """Of each memory, in the encoder: more where a resampler leaves fewer."""
     given: str
     """As it was asked for."""
+    pieces: int = 1
+    """Memories that one source becomes: windows of a long recording."""
     estimated: bool = False
     """The text itself was not there to count its tokens."""
 
     @property
+    def memories(self) -> int:
+        """Of all sources."""
+        return self.count * self.pieces
+
+    @property
     def total(self) -> int:
         """Positions of all."""
-        return self.count * self.positions
+        return self.memories * self.positions
+
+
+def amounts_of(spec: ModelSpec, inputs: Mapping[str, Any]) -> list[Amount]:
+    """What inputs become in memories of this model; a list of amounts of a kind is one after the
+    other. Raises :class:`UsageError` as :func:`amount_of` does."""
+    require(isinstance(inputs, Mapping), "inputs", "a mapping of kinds to amounts", inputs)
+    return [
+        amount_of(spec, kind, one)
+        for kind, given in inputs.items()
+        for one in (given if isinstance(given, list) else [given])
+    ]
 
 
 def amount_of(spec: ModelSpec, kind: str, given: Any) -> Amount:
     """What ``given`` becomes in memories of this model.
 
-    ``given`` is a number of positions, a text as above, ``(width, height)`` of a picture, or
-    ``(count, …)`` of one of these. Raises :class:`UsageError` for what the model does not read, and
-    for what is no amount of it.
+    ``given`` is a number of positions, a text as above, ``(width, height)`` of a picture,
+    ``(count, …)`` of one of these, or an :class:`Amount`. Raises :class:`UsageError` for what the
+    model does not read, and for what is no amount of it.
     """
     name = _kind(spec, kind)
+    if isinstance(given, Amount):
+        require(given.kind == name, kind, f"an amount of {kind}", given.given)
+        _require_bounded(spec, given, given.given)
+        return given
     count, one = _split(name, given)
     require(is_whole(count, 1) and count <= MOST_COUNT, kind, f"1 to {MOST_COUNT} sources", count)
-    encoded, positions, several, estimated = _sized(spec, name, one)
-    require(
-        is_whole(positions, 1) and positions <= MOST_POSITIONS,
-        kind,
-        f"an amount of 1 to {MOST_POSITIONS} positions",
-        given,
-    )
-    _require_within(spec, name, encoded)
-    return Amount(
+    sized = _sized(spec, name, one)
+    amount = Amount(
         kind=name,
-        count=count * several,
-        positions=positions,
-        encoded=encoded,
+        count=count * sized.sources,
+        positions=sized.positions,
+        encoded=sized.encoded,
         given=str(given),
-        estimated=estimated,
+        pieces=sized.pieces,
+        estimated=sized.estimated,
     )
+    _require_bounded(spec, amount, given)
+    return amount
+
+
+def _require_bounded(spec: ModelSpec, amount: Amount, given: Any) -> None:
+    """Raise :class:`UsageError` for more, or longer, sources than there may be."""
+    kind = amount.kind
+    fits = is_whole(amount.positions, 1) and amount.positions <= MOST_POSITIONS
+    hint = "; pictures are counted as text, as '2'" if kind == "image" else ""
+    require(fits, kind, f"an amount of 1 to {MOST_POSITIONS} positions{hint}", given)
+    fits = is_whole(amount.count, 1) and amount.memories <= MOST_COUNT
+    require(fits, kind, f"1 to {MOST_COUNT} sources", given)
+    _require_within(spec, amount)
 
 
 def kinds_of(spec: ModelSpec) -> list[Kind]:
@@ -125,21 +156,28 @@ def _split(kind: Kind, given: Any) -> tuple[int, Any]:
         return 1, given
     head, rest = parts[0].strip(), "x".join(parts[1:])
     require(len(parts) == sizes + 1 and head.isdecimal(), kind, "COUNTxAMOUNT, as 20x250", given)
-    return int(head), rest
+    return int(head[:20]), rest
 
 
-def _is_size(given: tuple[Any, Any]) -> bool:
-    return all(is_whole(side, 1) for side in given)
+def _is_size(given: tuple[Any, ...]) -> bool:
+    return len(given) == 2 and all(is_whole(side, 1) for side in given)
 
 
-Sized = tuple[int, int, int, bool]
-"""Positions in the encoder, in a memory, how many of these it takes, whether that is a guess."""
+class Sized(NamedTuple):
+    """What one amount, without its count, becomes."""
+
+    encoded: int
+    """Positions in the encoder, of each memory."""
+    positions: int
+    sources: int = 1
+    pieces: int = 1
+    estimated: bool = False
 
 
 def _sized(spec: ModelSpec, kind: Kind, one: Any) -> Sized:
     encoder = spec.encoder
     if is_whole(one):
-        return one, one, 1, False
+        return Sized(one, one)
     if kind == "image":
         assert encoder is not None
         return _picture(encoder, one)
@@ -151,8 +189,8 @@ def _sized(spec: ModelSpec, kind: Kind, one: Any) -> Sized:
         "audio": _heard,
     }
     found = readers[kind](encoder, text)
-    if found is None:
-        raise UsageError(f"`{kind}` must be {_FORMS[kind]}, but is {one!r} instead.")
+    require(found is not None, kind, _FORMS[kind], one)
+    assert found is not None
     return found
 
 
@@ -161,7 +199,7 @@ _FORMS: dict[Kind, str] = {
     "text": "a number of tokens (250) or words (180w)",
     "table": "a number of tokens (250) or rows (1000r, 1000r8c)",
     "audio": "a time (30s, 2m, 1h) or a number of positions (1500p)",
-    "image": "a number of pictures (2), a size in pixels (1024x768), or positions (6404p)",
+    "image": "a number of pictures ('2'), a size in pixels (1024x768), or positions (6404p)",
 }
 
 
@@ -171,9 +209,9 @@ def _words(encoder: EncoderSpec | None, text: str) -> Sized | None:
         return None
     count, unit = int(found[1]), found[2] or "t"
     if unit[0] != "w":
-        return count, count, 1, False
+        return Sized(count, count)
     tokens = math.ceil(count * TOKENS_PER_WORD)
-    return tokens, tokens, 1, True
+    return Sized(tokens, tokens, estimated=True)
 
 
 def _rows(encoder: EncoderSpec | None, text: str) -> Sized | None:
@@ -182,7 +220,7 @@ def _rows(encoder: EncoderSpec | None, text: str) -> Sized | None:
         return _words(encoder, text)
     rows, columns = int(found[1]), int(found[2] or COLUMNS)
     tokens = (rows + 1) * (TOKENS_PER_ROW + columns * TOKENS_PER_CELL)
-    return tokens, tokens, 1, True
+    return Sized(tokens, tokens, estimated=True)
 
 
 def _heard(encoder: EncoderSpec | None, text: str) -> Sized | None:
@@ -191,14 +229,16 @@ def _heard(encoder: EncoderSpec | None, text: str) -> Sized | None:
     if found is None:
         return None
     if found[2] == "p":
-        return (int(found[1]), int(found[1]), 1, False) if found[1].isdecimal() else None
+        return Sized(int(found[1]), int(found[1])) if found[1].isdecimal() else None
     seconds = float(found[1]) * _SECONDS[found[2]]
+    require(seconds > 0, "audio", "longer than 0 s", text)
     if encoder.audio is not None:
-        windows = max(1, math.ceil(seconds / encoder.audio.seconds))
-        return encoder.audio.positions, encoder.audio.positions, windows, False
+        windows = math.ceil(seconds / encoder.audio.seconds)
+        return Sized(encoder.audio.positions, encoder.audio.positions, pieces=windows)
     assert encoder.wave is not None
     positions = encoder.wave.positions(seconds)
-    return positions, positions, 1, False
+    require(positions > 0, "audio", "long enough for one position", text)
+    return Sized(positions, positions)
 
 
 def _picture(encoder: EncoderSpec, one: Any) -> Sized:
@@ -206,18 +246,20 @@ def _picture(encoder: EncoderSpec, one: Any) -> Sized:
     assert stem is not None
     several, tiles = 1, stem.tiles
     if isinstance(one, tuple):
+        require(_is_size(one), "image", "(width, height) in pixels, of at least 1", one)
         tiles = tiles_of(stem, *one)
     else:
         found = re.fullmatch(r"(\d{1,9})(?:\s*(p)|x(\d{1,9}))?", str(one).strip().lower())
         if found is None:
-            raise UsageError(f"`image` must be {_FORMS['image']}, but is {one!r} instead.")
+            raise UsageError(f"`image` must be {_FORMS['image']}, but is {shown(one)} instead.")
         if found[2]:
-            return int(found[1]), int(found[1]), 1, False
+            return Sized(int(found[1]), int(found[1]))
         if found[3]:
             tiles = tiles_of(stem, int(found[1]), int(found[3]))
         else:
             several = int(found[1])
-    return tiles * stem.encoded, tiles * stem.positions, several, False
+            require(several >= 1, "image", f"1 to {MOST_COUNT} pictures", one)
+    return Sized(tiles * stem.encoded, tiles * stem.positions, sources=several)
 
 
 def tiles_of(stem: ImageStemSpec, width: int, height: int) -> int:
@@ -241,13 +283,28 @@ def tiles_of(stem: ImageStemSpec, width: int, height: int) -> int:
     return min(columns * rows for (columns, rows), scale in scales.items() if scale == best)
 
 
-def _require_within(spec: ModelSpec, kind: Kind, positions: int) -> None:
-    stack = spec.encoder or spec.decoder
-    limit = stack.position.limit
-    if spec.encoder is not None and (spec.encoder.audio or spec.encoder.image):
-        limit = None  # of a window or tile, whose number is what was counted
-    if limit is not None and positions > limit:
+def _require_within(spec: ModelSpec, amount: Amount) -> None:
+    limit = _limit(spec, amount.kind)
+    if limit is not None and amount.positions > limit:
+        count, unit = math.ceil(amount.positions / limit), _UNITS.get(amount.kind, "")
         raise UsageError(
-            f"`{kind}` must be sources of at most {limit} positions for this model, but one has "
-            f"{positions}; give several, as {math.ceil(positions / limit)}x{limit}."
+            f"`{amount.kind}` must be sources of at most {limit} positions for this model, but one "
+            f"has {amount.positions}; give several, as {count}x{limit}{unit}."
         )
+
+
+_UNITS = {"audio": "p", "image": "p"}
+"""What a number of positions is written with, where a plain one means something else."""
+
+
+def _limit(spec: ModelSpec, kind: Kind) -> int | None:
+    """Positions that one source's memory may have: of a window, of a picture of all tiles, of a
+    table of positions; None where any length works."""
+    encoder = spec.encoder
+    if encoder is not None and encoder.audio is not None:
+        return encoder.audio.positions
+    if encoder is not None and kind == "image":
+        stem = (encoder.pictures or encoder).image
+        assert stem is not None
+        return stem.tiles * stem.positions
+    return (encoder or spec.decoder).position.limit

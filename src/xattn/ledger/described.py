@@ -1,14 +1,14 @@
 """Models that are described and not run: what their configs say, as specs.
 
-What decides bytes and operations is all there; what only decides numbers (rotary settings, windows,
-soft caps, scalings) is left out.
+What decides bytes and operations is all there; what only decides numbers (rotary settings, soft
+caps, scalings) is left out.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from xattn.errors import CorruptCheckpointError
+from xattn.errors import CorruptCheckpointError, shown
 from xattn.models.families.bart import CHOICES, spec_from_config
 from xattn.models.families.config import MOST_LAYERS, Config, flag, number, whole
 from xattn.spec import (
@@ -181,6 +181,7 @@ def t5gemma(config: Config) -> ModelSpec:
         encoder=EncoderSpec(**_gemma(encoder), vocab_size=whole(encoder, "vocab_size", 256000)),
         decoder=DecoderSpec(
             **stack,
+            **_windows(decoder, stack["layers"], every=2),
             vocab_size=whole(decoder, "vocab_size", 256000),
             cross_attention=replace(stack["self_attention"], rotary=False),
             memory_width=heard,
@@ -224,6 +225,7 @@ def t5gemma2(config: Config) -> ModelSpec:
         ),
         decoder=DecoderSpec(
             **stack,
+            **_windows(decoder, stack["layers"], every=6),
             vocab_size=whole(decoder, "vocab_size", 262208),
             cross_attention=replace(stack["self_attention"], rotary=False),
             memory_width=width,
@@ -239,9 +241,8 @@ def nllb_moe(config: Config) -> ModelSpec:
     assert dense.encoder is not None
 
     def experts(side: str) -> ExpertsSpec:
-        return ExpertsSpec(
-            every=whole(config, f"{side}_sparse_step", 4), count=whole(config, "num_experts", 128)
-        )
+        every = whole(config, f"{side}_sparse_step", 4)
+        return ExpertsSpec(every=every, count=whole(config, "num_experts", 128, least=2))
 
     return replace(
         dense,
@@ -272,7 +273,7 @@ def part(config: Config, name: str) -> Config:
 
 def plain(width: int, heads: int, *, bias: bool = False) -> AttentionSpec:
     """Heads that share the width."""
-    head = width // heads
+    head = head_of(width, heads)
     return AttentionSpec(
         heads=heads,
         kv_heads=heads,
@@ -285,12 +286,23 @@ def plain(width: int, heads: int, *, bias: bool = False) -> AttentionSpec:
     )
 
 
+def head_of(width: int, heads: int) -> int:
+    """Width of each of so many heads."""
+    if width < heads:
+        raise CorruptCheckpointError(
+            f"config.json: {heads} heads must share a width of at least {heads}, "
+            f"but share {width} instead."
+        )
+    return width // heads
+
+
 def grouped(
     config: Config, width: int, *, heads: int, kv_heads: int | None, rotary: bool
 ) -> AttentionSpec:
     """Query heads that share keys and values in groups."""
     count = whole(config, "num_attention_heads", heads)
-    head = whole(config, "head_dim", width // count)
+    given = config.get("head_dim")
+    head = head_of(width, count) if given is None else whole(config, "head_dim")
     return AttentionSpec(
         heads=count,
         kv_heads=whole(config, "num_key_value_heads", kv_heads or count),
@@ -348,6 +360,21 @@ def _gemma(config: Config, *, qk_norm: NormSpec | None = None) -> dict[str, Any]
         ffn=9216,
     )
     return stack | {"norm_place": "both"}
+
+
+def _windows(config: Config, layers: int, *, every: int) -> dict[str, int]:
+    """All layers but one in ``every`` see a window, unless the config names each layer's kind."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        within = layers - layers // every
+    elif isinstance(kinds, list | tuple) and len(kinds) == layers:
+        within = sum(kind == "sliding_attention" for kind in kinds)
+    else:
+        raise CorruptCheckpointError(
+            f"config.json: 'layer_types' must be a list of {layers}, "
+            f"but is {shown(kinds, 60)} instead."
+        )
+    return {"window": whole(config, "sliding_window", 4096), "window_layers": within}
 
 
 def _require_layers(given: Any, layers: int) -> None:

@@ -1,25 +1,29 @@
 """The inverse: how much fits into so many bytes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from xattn.errors import AbsorptionError, is_whole, require
-from xattn.ledger.amounts import MOST_COUNT, amount_of
+from xattn.errors import AbsorptionError, UsageError, is_whole, require
+from xattn.ledger.amounts import MOST_COUNT, Amount, amounts_of
 from xattn.ledger.plan import plan
 from xattn.spec import FORMS, Form, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What fits in one form, each with the others as they were asked for."""
+    """What fits in one form, each with the others as they were asked for.
+
+    A number is 0 where not even one fits, and None where as many fit as may be asked for: what
+    bounds it is not memory.
+    """
 
     form: Form
-    batch: int
-    """Requests; 0 where not even one fits."""
-    beams: int
-    sources: Mapping[str, int]
-    """Sources of each kind, of the size that was asked for."""
+    batch: int | None
+    """Requests."""
+    beams: int | None
+    sources: Mapping[str, int | None]
+    """Documents, tables, recordings or pictures of the size that was asked for."""
 
 
 def fit(
@@ -27,49 +31,56 @@ def fit(
 ) -> list[Fit]:
     """The largest batch, number of beams and number of sources that fit, for each exact form.
 
-    ``settings`` are those of :func:`plan`; ``form`` is not among them. Forms that are not exact for
-    this decoder are left out. Weights and workspace count.
+    ``settings`` are those of :func:`plan`, but for ``form``: all are tried, and those that are not
+    exact for this decoder left out. A kind of input has one amount here. Weights and workspace
+    count.
     """
     require(is_whole(budget_bytes, 1), "budget_bytes", "at least 1", budget_bytes)
+    if "form" in settings:
+        raise UsageError("`form` must be left out: what fits is said for each.")
+    asked = plan(spec, inputs, **settings)
+    # int8 is a form of its own, and all forms are tried.
+    settings |= {"dtype": asked.setting.dtype, "weights_dtype": asked.setting.weights_dtype}
+    amounts = {amount.kind: amount for amount in amounts_of(spec, inputs)}
+    single = len(amounts) == len(asked.amounts)
+    require(single, "inputs", "one amount of each kind, to say how many fit", inputs)
     found = []
     for form in FORMS:
         try:
-            found.append(_in_form(spec, inputs, budget_bytes, {**settings, "form": form}))
+            found.append(_in_form(spec, amounts, budget_bytes, {**settings, "form": form}))
         except AbsorptionError:
             continue
     return found
 
 
 def _in_form(
-    spec: ModelSpec, inputs: Mapping[str, Any], budget: int, settings: dict[str, Any]
+    spec: ModelSpec, amounts: Mapping[str, Amount], budget: int, settings: dict[str, Any]
 ) -> Fit:
-    def total(**changed: Any) -> int:
-        return plan(spec, changed.pop("inputs", inputs), **{**settings, **changed}).total_bytes
+    def fits(inputs: Mapping[str, Amount] = amounts, **changed: Any) -> bool:
+        return plan(spec, inputs, **{**settings, **changed}).total_bytes <= budget
 
-    batch = _largest(lambda n: total(batch=n) <= budget)
-    beams = _largest(lambda n: total(beams=n) <= budget)
-    sources = {}
-    for kind, given in inputs.items():
-        positions = amount_of(spec, kind, given).positions
-        sources[kind] = _largest(_counted(total, inputs, kind, positions, budget))
-    return Fit(form=settings["form"], batch=batch, beams=beams, sources=sources)
+    def sources_fit(kind: str, count: int) -> bool:
+        return fits({**amounts, kind: replace(amounts[kind], count=count)})
 
-
-def _counted(
-    total: Callable[..., int], inputs: Mapping[str, Any], kind: str, positions: int, budget: int
-) -> Callable[[int], bool]:
-    """Whether so many sources of a kind fit, the others being as they are."""
-    return lambda count: total(inputs={**inputs, kind: (count, positions)}) <= budget
+    return Fit(
+        form=settings["form"],
+        batch=_largest(lambda n: fits(batch=n)),
+        beams=_largest(lambda n: fits(beams=n)),
+        sources={
+            kind: _largest(lambda n, kind=kind: sources_fit(kind, n), MOST_COUNT // amount.pieces)
+            for kind, amount in amounts.items()
+        },
+    )
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, where more never fits better; 0 for none."""
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high <= MOST_COUNT and fits(high):
-        low, high = high, 2 * high
-    high = min(high, MOST_COUNT + 1)
+def _largest(fits: Callable[[int], bool], most: int = MOST_COUNT) -> int | None:
+    """The largest number that fits, where more never fits better; 0 for none, None where even
+    ``most`` fits."""
+    low, high = 0, 1
+    while high < most and fits(high):
+        low, high = high, min(2 * high, most)
+    if high == most and fits(most):
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

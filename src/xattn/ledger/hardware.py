@@ -1,19 +1,20 @@
 """Machines that a configuration may run on: what they hold, how fast they read and multiply."""
 
-import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from xattn.errors import UsageError
+from xattn.errors import UsageError, is_number, shown
 from xattn.ledger.account import Ledger
 
 TABLE = Path(__file__).with_name("hardware.toml")
 MOST_MACHINES = 100_000
+MOST_RATE = 1e24
+"""No machine reads or multiplies so much in a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,19 @@ class Machine:
     flops_per_second: Mapping[str, float]
     """By number format; of those that it multiplies."""
     dollars_per_hour: float
+    price: str = ""
+    """Where the price is from: the day of the table, or the user's own file."""
     count: int = 1
+
+    @property
+    def reading_rate(self) -> float:
+        """Bytes a second, of all of them together."""
+        return self.count * self.bytes_per_second
+
+    @property
+    def total_dollars_per_hour(self) -> float:
+        """Of all of them."""
+        return self.count * self.dollars_per_hour
 
     def rate(self, dtype: str) -> float:
         """Operations a second in ``dtype``, of all of them together."""
@@ -53,58 +66,67 @@ class Estimate:
 
     machine: Machine
     fits: bool
+    dtype: str
+    """The number format whose rate was taken."""
     encode_seconds: float
+    """Encoding and the prompts, after which each request has its first token."""
     step_seconds: float
     bound: str
     """``reading`` or ``multiplying``, whichever decides the step."""
     tokens_per_second: float
-    """Of all requests together."""
+    """Of all requests together, encoding included."""
     dollars_per_million_tokens: float
+    """Encoding included."""
 
 
 def estimate(ledger: Ledger, machine: Machine) -> Estimate:
     """What ``ledger`` takes on ``machine`` at least."""
     setting = ledger.setting
     dtype = setting.weights_dtype
-    reading = ledger.sum("step_bytes") / (machine.bytes_per_second * machine.count)
-    multiplying = ledger.sum("step_flops") / machine.rate(dtype)
+    bytes_per_second, flops_per_second = machine.reading_rate, machine.rate(dtype)
+    reading = ledger.sum("step_bytes") / bytes_per_second
+    multiplying = ledger.sum("step_flops") / flops_per_second
     step = max(reading, multiplying)
-    per_second = setting.batch / step
+    encoding = max(
+        ledger.sum("encode_bytes") / bytes_per_second, ledger.encode_flops / flops_per_second
+    )
+    # The prompt gives the first token, each step one more.
+    tokens, seconds = setting.batch * setting.new_tokens, encoding + (setting.new_tokens - 1) * step
+    per_second = tokens / seconds
     return Estimate(
         machine=machine,
         fits=ledger.total_bytes <= machine.total_memory_bytes,
-        encode_seconds=ledger.encode_flops / machine.rate(dtype),
+        dtype=dtype,
+        encode_seconds=encoding,
         step_seconds=step,
         bound="reading" if reading >= multiplying else "multiplying",
         tokens_per_second=per_second,
-        dollars_per_million_tokens=machine.count
-        * machine.dollars_per_hour
-        / 3600
-        * 1e6
-        / per_second,
+        dollars_per_million_tokens=machine.total_dollars_per_hour / 3600 * 1e6 / per_second,
     )
 
 
-def machines(override: Path | None = None) -> tuple[dict[str, Machine], date]:
-    """All known machines by their keys, and the day of the prices.
+def machines(override: Path | None = None) -> dict[str, Machine]:
+    """All known machines by their keys.
 
     ``override`` is a TOML file whose entries replace or add to those here. Raises
     :class:`UsageError` that names the entry and what is wrong with it.
     """
-    tables, priced = _tables(TABLE)
+    tables, day = _tables(TABLE)
+    assert day is not None
+    prices = dict.fromkeys(tables, str(day))
     if override is not None:
         theirs, day = _tables(override)
-        priced = day or priced
         for key, entry in theirs.items():
             tables[key] = {**tables.get(key, {}), **entry}
-    assert priced is not None
+            if "dollars_per_hour" in entry:
+                prices[key] = f"yours, {day or 'no date'}"
     path = override or TABLE
-    return {key: _machine(key, entry, path) for key, entry in tables.items()}, priced
+    return {key: _machine(key, entry, prices.get(key, ""), path) for key, entry in tables.items()}
 
 
 def machine_of(name: str, override: Path | None = None) -> Machine:
     """``h100``, or ``h100x8`` for eight of them; :class:`UsageError` with near names."""
-    known, _ = machines(override)
+    known = machines(override)
     key, _, count = name.strip().lower().partition("x")
     if key not in known:
         near = get_close_matches(key, known, n=1)
@@ -117,8 +139,7 @@ def machine_of(name: str, override: Path | None = None) -> Machine:
             f"but is {name!r} instead."
         )
     one = known[key]
-    values = {field.name: getattr(one, field.name) for field in fields(Machine)}
-    return Machine(**(values | {"count": number}))
+    return replace(one, count=number)
 
 
 def _tables(path: Path) -> tuple[dict[str, dict[str, Any]], date | None]:
@@ -138,12 +159,15 @@ def _tables(path: Path) -> tuple[dict[str, dict[str, Any]], date | None]:
     return document, day
 
 
-def _machine(key: str, entry: Mapping[str, Any], path: Path) -> Machine:
-    wanted = {field.name for field in fields(Machine)} - {"key", "count"}
+def _machine(key: str, entry: Mapping[str, Any], price: str, path: Path) -> Machine:
+    wanted = {field.name for field in fields(Machine)} - {"key", "count", "price"}
     if unknown := entry.keys() - wanted:
         raise UsageError(f"{path}: [{key}] has {sorted(unknown)}, but may have {sorted(wanted)}.")
     if missing := wanted - entry.keys():
         raise UsageError(f"{path}: [{key}] lacks {sorted(missing)}.")
+    for name in ("name", "source"):
+        if not isinstance(entry[name], str):
+            raise UsageError(f"{path}: [{key}] {name} must be text, but is {shown(entry[name])}.")
     for name in ("memory_bytes", "bytes_per_second", "dollars_per_hour"):
         _require_rate(path, key, name, entry[name], least=0 if name == "dollars_per_hour" else 1)
     rates = entry["flops_per_second"]
@@ -151,12 +175,12 @@ def _machine(key: str, entry: Mapping[str, Any], path: Path) -> Machine:
         raise UsageError(f"{path}: [{key}] flops_per_second must be a table of rates by dtype.")
     for name, rate in rates.items():
         _require_rate(path, key, f"flops_per_second.{name}", rate, least=1)
-    return Machine(key=key, **entry)
+    return Machine(key=key, price=price, **entry)
 
 
 def _require_rate(path: Path, key: str, name: str, value: Any, *, least: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= value < math.inf:
+    if not is_number(value) or not least <= value <= MOST_RATE:
         raise UsageError(
-            f"{path}: [{key}] {name} must be a number of at least {least}, but is {value!r}."
+            f"{path}: [{key}] {name} must be a number from {least} to {MOST_RATE:.0e}, "
+            f"but is {shown(value)}."
         )

@@ -16,12 +16,13 @@ from xattn.counts import (
     head_flops,
     kept_bytes,
     layer_flops,
+    pass_bytes,
     read_bytes,
     weight_bytes,
 )
-from xattn.errors import UsageError, is_whole, require
+from xattn.errors import UsageError, is_whole, require, shown
 from xattn.ledger.account import Ledger, Row, Setting
-from xattn.ledger.amounts import MOST_COUNT, Amount, amount_of
+from xattn.ledger.amounts import MOST_COUNT, Amount, amounts_of
 from xattn.ledger.workspace import workspace_bytes
 from xattn.spec import (
     DTYPE_BYTES,
@@ -54,8 +55,10 @@ def plan(
 ) -> Ledger:
     """What ``batch`` requests take that each attend to ``inputs``, with ``beams`` beams each.
 
-    ``inputs`` maps ``document``, ``text``, ``table``, ``audio`` or ``image`` to an amount: a number
-    of positions, or the thing itself (see :mod:`xattn.ledger.amounts`). With ``shared`` all
+    ``inputs`` maps ``document``, ``text``, ``table``, ``audio`` or ``image`` to an amount, or to a
+    list of them: a number of positions, or the thing itself as text (see
+    :mod:`xattn.ledger.amounts`): ``{"image": 2}`` are two positions, ``{"image": "2"}`` two
+    pictures. With ``shared`` all
     requests read the same memories, else each has its own. ``dtype`` is that of states, keys and
     values, ``int8`` meaning the int8 form of ``form`` over states in float32; ``weights_dtype``
     that of weights, the same if not given. ``store_codec`` adds what the states take on disk.
@@ -65,6 +68,7 @@ def plan(
     Raises :class:`UsageError` for an input that the model does not read, and for numbers out of
     bounds; :class:`AbsorptionError` where ``form`` is not exact for this decoder.
     """
+    require(isinstance(spec, ModelSpec), "spec", "a ModelSpec, as spec_of(name) gives", spec)
     form, dtype = _form(spec.decoder, form, dtype)
     setting = Setting(
         batch=batch,
@@ -78,8 +82,7 @@ def plan(
         new_tokens=new_tokens,
     )
     _check(spec.decoder, setting)
-    require(isinstance(inputs, Mapping), "inputs", "a mapping of kinds to amounts", inputs)
-    amounts = [amount_of(spec, kind, given) for kind, given in inputs.items()]
+    amounts = amounts_of(spec, inputs)
     rows = [row for amount in amounts for row in _of_input(spec, amount, setting)]
     rows += [*_answers(spec.decoder, setting), *_model(spec, amounts, setting)]
     return Ledger(model=spec.family, amounts=tuple(amounts), setting=setting, rows=tuple(rows))
@@ -89,7 +92,7 @@ def _form(decoder: DecoderSpec, form: str, dtype: str) -> tuple[Form, str]:
     """The form, and the number format of states: ``int8`` is a form of its own."""
     chosen: Form | None = next((known for known in FORMS if known == form), None)
     require(chosen is not None, "form", f"one of {', '.join(FORMS)}", form)
-    require(dtype in DTYPE_BYTES, "dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
+    require(dtype in [*DTYPE_BYTES], "dtype", f"one of {', '.join(DTYPE_BYTES)}", dtype)
     assert chosen is not None
     if dtype == "int8":
         chosen, dtype = ("absorbed-int8" if is_absorbed(chosen) else "materialized-int8"), "float32"
@@ -100,7 +103,7 @@ def _form(decoder: DecoderSpec, form: str, dtype: str) -> tuple[Form, str]:
 
 def _check(decoder: DecoderSpec, setting: Setting) -> None:
     weights, codec = setting.weights_dtype, setting.store_codec
-    require(weights in DTYPE_BYTES, "weights_dtype", f"one of {', '.join(DTYPE_BYTES)}", weights)
+    require(weights in [*DTYPE_BYTES], "weights_dtype", f"one of {', '.join(DTYPE_BYTES)}", weights)
     require(codec is None or codec in CODECS, "store_codec", f"one of {', '.join(CODECS)}", codec)
     for name in ("batch", "beams", "prompt_tokens", "new_tokens"):
         value = getattr(setting, name)
@@ -110,7 +113,7 @@ def _check(decoder: DecoderSpec, setting: Setting) -> None:
     if limit is not None and tokens > limit:
         raise UsageError(
             f"`prompt_tokens` + `new_tokens` must be at most {limit} for this model, "
-            f"but is {tokens} instead."
+            f"but is {shown(tokens)} instead."
         )
 
 
@@ -129,7 +132,7 @@ def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row
         "step_bytes": read * (decoder.placement.count if is_absorbed(form) else 1),
     }
     wide = decoder.memory_bytes(total, dtype=setting.dtype)
-    sources = copies * amount.count
+    sources = copies * amount.memories
     if decoder.cross_attention is None:
         # A decoder-only model goes on from keys and values: they are its states.
         states, read_as_they_are = wide, not is_narrow(form)
@@ -171,14 +174,14 @@ def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
     """Keys and values of prompts and answers, but for the last token, which is not fed."""
     fed = setting.prompt_tokens + setting.new_tokens - 1
     rows, dtype, seen = setting.rows, setting.dtype, setting.seen
-    own = decoder.self_attention
+    own, read = decoder.self_attention, decoder.kept_tokens(seen) + decoder.self_layers
     yield Row(
         input="answer",
         what="self-attention cache",
         positions=rows * fed,
         bytes=decoder.self_cache_bytes(fed, rows=rows, dtype=dtype),
         step_bytes=decoder.self_cache_bytes(seen, rows=rows, dtype=dtype),
-        step_flops=rows * 4 * own.heads * own.head_width * (seen + 1) * decoder.self_layers,
+        step_flops=rows * 4 * own.heads * own.head_width * read,
     )
 
 
@@ -192,10 +195,12 @@ def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iter
     if amounts and is_absorbed(form):  # the projections go to the queries, in every step
         read += absorption_bytes(decoder, dtype=dtype)
         step_flops += rows * flops(decoder, 0, 1, form)
+    positions = sum(amount.total for amount in amounts)
     prompt = decoder_flops(
         decoder,
         setting.prompt_tokens,
-        memories=sum(amount.total for amount in amounts),
+        seen=positions if decoder.cross_attention is None else 0,
+        memories=positions,
         form=form,
         logits=1,
     )
@@ -204,6 +209,7 @@ def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iter
         what="weights",
         bytes=weight_bytes(spec, dtype=dtype, quantize=quantize),
         encode_flops=setting.batch * prompt,
+        encode_bytes=pass_bytes(spec, dtype=dtype, quantize=quantize),
         step_flops=step_flops,
         step_bytes=read,
     )

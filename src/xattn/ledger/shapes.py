@@ -168,8 +168,11 @@ def _moonshine(size: str, width: int, layers: int) -> Shape:
     )
 
 
-def _gemma(width: int, ffn: int, layers: int, heads: int, kv: int, vocab: int) -> dict[str, Any]:
+def _gemma(
+    width: int, ffn: int, layers: int, heads: int, kv: int, vocab: int, *, window: int
+) -> dict[str, Any]:
     return dict(
+        sliding_window=window,
         hidden_size=width,
         intermediate_size=ffn,
         num_hidden_layers=layers,
@@ -200,11 +203,11 @@ def _t5gemma(version: int, sizes: str, encoder: dict[str, Any], decoder: dict[st
     return Shape(name=f"t5gemma{'' if version == 1 else '2'}-{sizes}", hub_id=hub, config=config)
 
 
-_GEMMA_2B = _gemma(2304, 9216, 26, 8, 4, 256000)
-_GEMMA_9B = _gemma(3584, 14336, 42, 16, 8, 256000)
-_GEMMA3_270M = _gemma(640, 2048, 18, 4, 1, 262144)
-_GEMMA3_1B = _gemma(1152, 6912, 26, 4, 1, 262144)
-_GEMMA3_4B = _gemma(2560, 10240, 34, 8, 4, 262144)
+_GEMMA_2B = _gemma(2304, 9216, 26, 8, 4, 256000, window=4096)
+_GEMMA_9B = _gemma(3584, 14336, 42, 16, 8, 256000, window=4096)
+_GEMMA3_270M = _gemma(640, 2048, 18, 4, 1, 262144, window=512)
+_GEMMA3_1B = _gemma(1152, 6912, 26, 4, 1, 262144, window=512)
+_GEMMA3_4B = _gemma(2560, 10240, 34, 8, 4, 262144, window=1024)
 _SMOL: dict[str, Any] = dict(vocab_size=49152, tie_word_embeddings=True)
 _QWEN: dict[str, Any] = dict(vocab_size=151936, head_dim=128, tie_word_embeddings=False)
 _TIED: dict[str, Any] = _QWEN | dict(tie_word_embeddings=True)

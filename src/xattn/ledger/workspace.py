@@ -26,13 +26,13 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
         logits,
         seen,
         reading,
-        memories=sum(amount.count for amount in amounts),
+        memories=sum(amount.memories for amount in amounts),
         form=setting.form,
     )
     if spec.encoder is None or not amounts:
         return decoding
     longest = max(amount.encoded for amount in amounts)
-    several = sum(amount.count * amount.encoded for amount in amounts) * setting.copies
+    several = sum(amount.memories * amount.encoded for amount in amounts) * setting.copies
     return max(decoding, encoding_bytes(spec.encoder, max(longest, min(several, TOGETHER))))
 
 
