@@ -145,6 +145,15 @@ def test_training_is_planned_with_its_formulas(capsys):
     assert code == 0
     assert "Kaplan et al. 2020" in out
     assert "prompting, 8 examples" in out
+    assert "40% of the machine's bfloat16 rate" in out
+    code, out, _ = run(capsys, "plan", "train", "t5-small", "--gpu", "t4")
+    assert "40% of the machine's float16 rate" in out
+    given = ("--requests", "1e9", "--budget", "40", "--json")
+    code, out, _ = run(capsys, "plan", "train", "flan-t5-xl", "--tokens", "1e7", *given)
+    ways = {one["way"]: one for one in json.loads(out)["choices"]}
+    lora = ways["lora"]
+    assert lora["training_dollars"] < 40 < lora["dollars"]
+    assert lora["within_budget"] is False
     code, out, _ = run(capsys, "plan", "train", "smollm2-135m", "--gpu", "l4", "--json")
     methods = {one["method"]: one for one in json.loads(out)["methods"]}
     assert methods.keys() == {"graft", "lora", "full"}

@@ -1,11 +1,15 @@
 """What training takes, against the formulas that everybody knows and what torch keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
+from meta import counted, ids, theirs
 from torch.autograd.graph import saved_tensors_hooks
 
 from xattn.counts import parameters
+from xattn.errors import UsageError
 from xattn.ledger.hardware import machine_of
 from xattn.ledger.shapes import shapes
 from xattn.ledger.specs import spec_from_config, spec_of
@@ -13,6 +17,7 @@ from xattn.ledger.training import (
     Data,
     activation_bytes,
     choices,
+    forward_flops,
     grafted,
     lora_parameters,
     train,
@@ -52,6 +57,56 @@ def test_lora_is_two_thin_matrices_beside_each_of_attentions():
         if name.rpartition(".")[2] in ("q", "k", "v", "o")
     )
     assert lora_parameters(spec_of("t5-small"), 16) == trained
+    assert train(spec_of("t5-small"), "lora", Data(tokens=1), H100).trained == trained
+
+
+def test_a_graft_encodes_its_sources():
+    """By the model itself, frozen, as torch counts it; the states of it stay, and one layer."""
+    name, S = "smollm2-135m", 512
+    spec, data = spec_of(name), Data(tokens=640, source_length=S, target_length=128, batch=1)
+    graft = grafted(spec, 4)
+    encoding, _ = counted(lambda: theirs(name).model(input_ids=ids(1, S), use_cache=True))
+    found = train(spec, "graft", data, H100)
+    forward = forward_flops(graft, data)
+    assert found.flops - forward * (2 + found.trained / parameters(graft)) == pytest.approx(
+        encoding, rel=1e-3
+    )
+    again = found.checkpointing_hours / found.hours
+    assert again == pytest.approx((found.flops + forward) / found.flops)
+    longer = train(spec, "graft", replace(data, source_length=2 * S), H100)
+    layers = graft.decoder.placement.count
+    of_layer = 2 * 576 + 576 + 2 * 576 + 2 * 192 + 576 + 4 * 1536
+    assert longer.activations - found.activations == 2 * S * (576 + of_layer + layers * 2 * 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "lengths", "message"),
+    [
+        ("bart-large", "full", (100_000, 128), "`source_length` must be at most 1024"),
+        ("bart-large", "lora", (512, 2000), "`target_length` must be at most 1024"),
+        ("whisper-tiny", "full", (1501, 100), "`source_length` must be at most 1500"),
+        ("whisper-tiny", "full", (1500, 449), "`target_length` must be at most 448"),
+        ("smollm2-135m", "full", (8000, 200), "`source_length . target_length` .* 8192"),
+        ("smollm2-135m", "graft", (9000, 200), "`source_length` must be at most 8192"),
+    ],
+)
+def test_examples_are_no_longer_than_the_model_reads(name, method, lengths, message):
+    data = Data(tokens=10**6, source_length=lengths[0], target_length=lengths[1])
+    with pytest.raises(UsageError, match=message):
+        train(spec_of(name), method, data, H100)
+
+
+def test_a_graft_reads_beside_its_own_tokens():
+    data = Data(tokens=10**6, source_length=8000, target_length=8000)
+    assert train(spec_of("smollm2-135m"), "graft", data, H100).flops > 0
+
+
+def test_the_rate_that_was_taken_is_said():
+    data = Data(tokens=10**8)
+    for gpu, dtype, rate in (("t4", "float16", 65e12), ("l4", "bfloat16", 121e12)):
+        found = train(spec_of("t5-small"), "full", data, machine_of(gpu))
+        assert found.dtype == dtype
+        assert found.hours == pytest.approx(found.flops / (0.4 * rate) / 3600)
 
 
 def test_a_graft_adds_cross_attention_to_some_layers():
@@ -68,8 +123,35 @@ def test_choices_stand_side_by_side():
     prompting = ways["prompting, 8 examples"]
     assert prompting.training_dollars == 0 < prompting.dollars_per_million_requests
     assert ways["lora"].training_dollars < ways["full"].training_dollars
-    even = ways["lora"].training_dollars / prompting.dollars_per_million_requests * 1e6
+    assert all(one.obstacle is None for one in ways.values())
+    more = prompting.dollars_per_million_requests - ways["lora"].dollars_per_million_requests
+    even = ways["lora"].training_dollars / more * 1e6
     assert prompting.dollars(even) == pytest.approx(ways["lora"].dollars(even))
+
+
+def test_prompting_fits_where_its_request_does():
+    """T5-11B: 22.6 GB of weights, 8.9 of 5632 positions of 24 layers of 128 heads of 128."""
+    small, _, _ = choices(spec_of("t5-11b"), Data(tokens=10**8), machine_of("t4"))
+    assert small.obstacle == "29.5 GiB, of 16.0 GiB"
+    # FLAN-T5 XL, 8 examples of 640 tokens: weights, 5632 states, 24 layers of keys and values.
+    fits, *_ = choices(spec_of("flan-t5-xl"), Data(tokens=10**8), H100)
+    weights = 2 * parameters(spec_of("flan-t5-xl"))
+    memory = 2 * 5632 * (2048 + 24 * 2 * 2048)
+    assert fits.needed_bytes == weights + memory + 2 * 128 * 24 * 2 * 2048
+    long, lora, _ = choices(spec_of("bart-large"), Data(tokens=10**8), H100)
+    assert long.obstacle == "5,632 positions, of 1,024"
+    assert lora.obstacle is None
+
+
+def test_a_request_costs_what_it_multiplies():
+    """T5-small, by hand: 10 tokens in, 1 out, at 0.4 of 989e12 operations for 2.99 dollars."""
+    data = Data(tokens=10**6, source_length=10, target_length=1)
+    _, lora, _ = choices(spec_of("t5-small"), data, H100, shots=0)
+    D, ffn, layers = 512, 2 * 512 * 2048, 6
+    encoder = layers * (10 * 2 * (4 * D * D + ffn) + 4 * 100 * D)
+    decoder = layers * (10 * 4 * D * D + 2 * (6 * D * D + ffn) + 44 * D) + 2 * D * 32128
+    dollars = 1e6 * (encoder + decoder) / (0.4 * 989e12) * 2.99 / 3600
+    assert lora.dollars_per_million_requests == pytest.approx(dollars)
 
 
 SMALL = {

@@ -17,6 +17,7 @@ from xattn.ledger.training import (
     Training,
     choices,
     train,
+    training_dtype,
 )
 from xattn.readable import readable_bytes, readable_count
 
@@ -38,7 +39,12 @@ Utilisation = Annotated[
     float, typer.Option(help="Share of the data sheet's operations that training reaches.")
 ]
 TrainGpu = Annotated[str, typer.Option("--gpu", help="The machine: h100, h100x8, a100 …")]
-Budget = Annotated[float | None, typer.Option(min=0, help="Dollars that may be spent.")]
+Budget = Annotated[
+    float | None, typer.Option(min=0, help="Dollars for training and for --requests.")
+]
+ServedRequests = Annotated[
+    str, typer.Option("--requests", metavar="N", help="Requests to be answered: 1e6.")
+]
 
 
 def plan_train(
@@ -54,6 +60,7 @@ def plan_train(
     utilisation: Utilisation = UTILISATION,
     gpu: TrainGpu = "h100",
     hardware: Hardware = None,
+    requests: ServedRequests = "1e6",
     budget: Budget = None,
     offline: Offline = False,
     json: Json = False,
@@ -68,11 +75,12 @@ def plan_train(
         raise UsageError("`MODEL` must be given: a shape of `xattn plan --list`, or a config.json.")
     spec, machine = spec_of(model, offline=offline), machine_of(gpu, hardware)
     data = Data(
-        tokens=_count(tokens),
+        tokens=_count("tokens", tokens),
         source_length=source_length,
         target_length=target_length,
         batch=batch,
     )
+    served = _count("requests", requests)
     common: dict[str, Any] = {"rank": rank, "utilisation": utilisation}
     default = ["graft"] if spec.decoder.cross_attention is None else []
     wanted = method or [*default, "lora", "full"]
@@ -88,23 +96,30 @@ def plan_train(
                     | {"total_bytes": one.total_bytes, "checkpointed_bytes": one.checkpointed_bytes}
                     for one in found
                 ],
-                "choices": [vars(one) for one in ways],
+                "requests": served,
+                "choices": [
+                    vars(one)
+                    | {"dollars": one.dollars(served)}
+                    | ({} if budget is None else {"within_budget": one.dollars(served) <= budget})
+                    for one in ways
+                ],
             }
         )
         return
     print_table(_TRAINING, [_trained(one) for one in found])
-    print_line("\nto choose from:")
-    print_table(_CHOICES, [_choice(one, budget) for one in ways])
-    print_line("\n" + _FORMULAS.format(utilisation=utilisation, rank=rank))
+    print_line(f"\nto choose from, for {readable_count(served)} requests:")
+    print_table(_CHOICES, [_choice(one, served, budget) for one in ways])
+    dtype = training_dtype(machine)
+    print_line("\n" + _FORMULAS.format(utilisation=utilisation, rank=rank, dtype=dtype))
 
 
-def _count(given: str) -> int:
+def _count(name: str, given: str) -> int:
     try:
         value = float(given.replace("_", ""))
     except ValueError:
         value = -1.0
     if not 1 <= value <= 1e15:
-        raise UsageError(f"`--tokens` must be a number from 1 to 1e15, but is {given!r} instead.")
+        raise UsageError(f"`--{name}` must be a number from 1 to 1e15, but is {given!r} instead.")
     return int(value)
 
 
@@ -112,13 +127,16 @@ _TRAINING = (
     *("method", "trained", "weights", "gradients", "optimiser", "activations", "(checkpointed)"),
     *("in all", "(checkpointed)", "FLOPs", "hours", "$"),
 )
-_CHOICES = ("way", "trained", "hours", "$ once", "$ a million requests", "fits", "within budget")
+_CHOICES = (
+    *("way", "trained", "hours", "$ once", "$ of requests", "$ in all"),
+    *("fits", "within budget"),
+)
 _FORMULAS = """\
 FLOPs: the forward pass, counted exactly, times 2 + the share of weights that is trained (6ND and
 4ND: Kaplan et al. 2020); with checkpointing the forward pass once more (Chen et al. 2016).
 Weights, gradients, AdamW: 2 + 2 + 12 bytes a trained weight (Rajbhandari et al. 2020), 2 a frozen
 one. Activations: Korthikanti et al. 2022, without dropout and without scores. LoRA of rank {rank}
-on all of attention (Hu et al. 2021). Hours at {utilisation:.0%} of the machine's bfloat16 rate."""
+on all of attention (Hu et al. 2021). Hours at {utilisation:.0%} of the machine's {dtype} rate."""
 
 
 def _trained(one: Training) -> tuple[str, ...]:
@@ -135,14 +153,16 @@ def _trained(one: Training) -> tuple[str, ...]:
     )
 
 
-def _choice(one: Choice, budget: float | None) -> tuple[str, ...]:
-    within = "" if budget is None else "yes" if one.training_dollars <= budget else "no"
+def _choice(one: Choice, served: int, budget: float | None) -> tuple[str, ...]:
+    dollars = one.dollars(served)
+    within = "" if budget is None else "yes" if dollars <= budget else "no"
     return (
         one.way,
         readable_count(one.trained) or "nothing",
         f"{one.hours:,.3g}",
         f"{one.training_dollars:,.3g}",
-        f"{one.dollars_per_million_requests:,.3g}",
-        "yes" if one.fits else "no",
+        f"{dollars - one.training_dollars:,.3g}",
+        f"{dollars:,.3g}",
+        "yes" if one.obstacle is None else f"no: {one.obstacle}",
         within,
     )

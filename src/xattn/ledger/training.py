@@ -9,6 +9,8 @@
 - Activations are what the backward pass reads again, counted sub-layer by sub-layer as in
   Korthikanti et al. 2022 (arXiv 2205.05198), without dropout and with attention that keeps no
   scores (Dao et al. 2022); with checkpointing, each layer's input and one layer whole.
+- A graft's sources are encoded by the model itself, as it was: one forward pass, frozen, of which
+  the states stay and one layer at a time is there.
 
 Axes: B examples at a time, S source positions, T target tokens, D model width.
 """
@@ -27,6 +29,7 @@ from xattn.counts import (
 )
 from xattn.errors import UsageError, is_number, is_whole, require
 from xattn.ledger.hardware import Machine
+from xattn.readable import readable_bytes
 from xattn.spec import AttentionSpec, DecoderSpec, ModelSpec, Placement, StackSpec
 
 Method = Literal["full", "lora", "graft"]
@@ -78,6 +81,8 @@ class Training:
     checkpointed: int
     """Activations with checkpointing."""
     flops: float
+    dtype: str
+    """The number format whose rate was taken."""
     hours: float
     dollars: float
     checkpointing_hours: float
@@ -121,27 +126,63 @@ def train(
         trained = parameters(trained_spec) - parameters(spec)
     if method == "lora":
         trained = lora_parameters(spec, rank)
+    require_within(spec, data, grafted=method == "graft")
     held = parameters(trained_spec) + (trained if method == "lora" else 0)
-    forward = forward_flops(trained_spec, data)
+    forward, frozen = forward_flops(trained_spec, data), 0
+    if method == "graft":
+        frozen = decoder_flops(spec.decoder, data.source_length, logits=0)
     # A gradient for each activation; and one for each weight that changes.
     share_trained = min(1.0, trained / parameters(trained_spec))
-    each = forward * (2 + share_trained)
-    per_second = machine.rate("bfloat16" if "bfloat16" in machine.flops_per_second else "float16")
-    hours = each * data.examples / (per_second * utilisation) / 3600
-    activations = activation_bytes(trained_spec, data, checkpointing=False)
+    each = frozen + forward * (2 + share_trained)
+    dtype = training_dtype(machine)
+    hours = each * data.examples / (machine.rate(dtype) * utilisation) / 3600
     return Training(
         method=chosen,
         trained=trained,
         weights=held * WEIGHT_BYTES,
         gradients=trained * GRADIENT_BYTES,
         optimiser=trained * OPTIMISER_BYTES,
-        activations=activations,
+        activations=activation_bytes(trained_spec, data, checkpointing=False),
         checkpointed=activation_bytes(trained_spec, data, checkpointing=True),
         flops=each * data.examples,
+        dtype=dtype,
         hours=hours,
-        dollars=hours * machine.count * machine.dollars_per_hour,
+        dollars=hours * machine.total_dollars_per_hour,
         checkpointing_hours=hours * (each + forward) / each,
     )
+
+
+def training_dtype(machine: Machine) -> str:
+    """What it trains in: bfloat16, or float16 where it multiplies no bfloat16 (T4)."""
+    return "bfloat16" if "bfloat16" in machine.flops_per_second else "float16"
+
+
+def require_within(spec: ModelSpec, data: Data, *, grafted: bool = False) -> None:
+    """Raise :class:`UsageError` for examples longer than the model's tables of positions."""
+    for name, length, most in _lengths(spec, data, grafted):
+        if most is not None and length > most:
+            raise UsageError(
+                f"`{name}` must be at most {most} for this model, but is {length} instead."
+            )
+
+
+def _lengths(spec: ModelSpec, data: Data, grafted: bool) -> Iterator[tuple[str, int, int | None]]:
+    """What is how long, and may be."""
+    S, T, encoder, most = (
+        data.source_length,
+        data.target_length,
+        spec.encoder,
+        spec.decoder.position.limit,
+    )
+    if encoder is None and not grafted:
+        yield "source_length + target_length", S + T, most
+        return
+    if encoder is None:
+        yield "source_length", S, most
+    else:
+        window = encoder.audio
+        yield "source_length", S, encoder.position.limit if window is None else window.positions
+    yield "target_length", T, most
 
 
 def grafted(spec: ModelSpec, every: int) -> ModelSpec:
@@ -194,6 +235,9 @@ def activation_bytes(spec: ModelSpec, data: Data, *, checkpointing: bool) -> int
     target = S + T if alone else T
     stacks.append((decoder, target))
     numbers = sum(_stack_numbers(stack, length, checkpointing) for stack, length in stacks)
+    if decoder.cross_attention is not None and spec.encoder is None:
+        # A graft: states of the source, which projections read again, and one layer on its way.
+        numbers += S * decoder.memory_width + _layer_numbers(decoder, S)
     if decoder.cross_attention is not None:
         each = _cross_numbers(decoder, decoder.cross_attention, S, T)
         numbers += each if checkpointing else decoder.placement.count * each
@@ -203,15 +247,19 @@ def activation_bytes(spec: ModelSpec, data: Data, *, checkpointing: bool) -> int
 
 
 def _stack_numbers(stack: StackSpec, length: int, checkpointing: bool) -> int:
+    layer = _layer_numbers(stack, length)
+    if checkpointing:
+        return length * stack.width * stack.layers + layer
+    return layer * stack.layers
+
+
+def _layer_numbers(stack: StackSpec, length: int) -> int:
     own, D = stack.self_attention, stack.width
     inner, kv = own.heads * own.head_width, own.kv_heads * own.head_width
     # Inputs of both norms; of q, k and v; these three; what is read; of the feed-forward, and its
     # inner numbers before and after activation.
     wide = stack.feed_forward.width * (4 if stack.feed_forward.gated else 2)
-    layer = length * (2 * D + D + inner + 2 * kv + inner + D + wide)
-    if checkpointing:
-        return length * D * stack.layers + layer
-    return layer * stack.layers
+    return length * (2 * D + D + inner + 2 * kv + inner + D + wide)
 
 
 def _cross_numbers(decoder: DecoderSpec, cross: AttentionSpec, source: int, target: int) -> int:
@@ -227,9 +275,12 @@ class Choice:
     trained: int
     training_dollars: float
     hours: float
-    fits: bool
+    needed_bytes: int
+    """On each machine: to train, checkpointed, or to answer one request."""
+    obstacle: str | None
+    """Why it cannot be done on this machine; None where it can."""
     dollars_per_million_requests: float
-    """Of what is decoded beyond the request itself: a prompt's examples."""
+    """Of encoding and decoding each request, with what its prompt brings along."""
 
     def dollars(self, requests: float) -> float:
         """Training, and so many requests."""
@@ -247,33 +298,61 @@ def choices(
 ) -> Iterator[Choice]:
     """Prompting with ``shots`` examples, LoRA, and training whole, side by side.
 
-    Prompting trains nothing, and each request reads its examples anew: what that costs at the
-    machine's rates. The trained models read the request alone.
+    Prompting trains nothing, and each request reads its examples anew. The trained models read the
+    request alone. Requests cost what they multiply, at the same share of the machine's rate.
     """
     require(is_whole(shots, 0), "shots", "a whole number, at least 0", shots)
-    per_second = machine.rate("bfloat16" if "bfloat16" in machine.flops_per_second else "float16")
+    trained = [
+        train(spec, method, data, machine, rank=rank, utilisation=utilisation)
+        for method in ("lora", "full")
+    ]
+    per_second = machine.rate(training_dtype(machine)) * utilisation
+
+    def request_dollars(asked: Data) -> float:
+        seconds = forward_flops(spec, asked) / per_second
+        return 1e6 * seconds / 3600 * machine.total_dollars_per_hour
+
     example = data.source_length + data.target_length
-
-    def request_flops(length: int) -> int:
-        return forward_flops(spec, replace(data, source_length=length))
-
-    more = request_flops(data.source_length + shots * example) - request_flops(data.source_length)
-    seconds = more / (per_second * utilisation) * machine.count
+    prompted = replace(data, source_length=data.source_length + shots * example)
+    needed = _request_bytes(spec, prompted)
     yield Choice(
         way=f"prompting, {shots} examples",
         trained=0,
         training_dollars=0.0,
         hours=0.0,
-        fits=True,
-        dollars_per_million_requests=1e6 * seconds / 3600 * machine.dollars_per_hour,
+        needed_bytes=needed,
+        obstacle=_too_long(spec, prompted) or _too_large(needed, machine),
+        dollars_per_million_requests=request_dollars(prompted),
     )
-    for method in ("lora", "full"):
-        found = train(spec, method, data, machine, rank=rank, utilisation=utilisation)
+    for one in trained:
         yield Choice(
-            way=method,
-            trained=found.trained,
-            training_dollars=found.dollars,
-            hours=found.hours,
-            fits=found.checkpointed_bytes <= machine.memory_bytes,
-            dollars_per_million_requests=0.0,
+            way=one.method,
+            trained=one.trained,
+            training_dollars=one.dollars,
+            hours=one.hours,
+            needed_bytes=one.checkpointed_bytes,
+            obstacle=_too_large(one.checkpointed_bytes, machine),
+            dollars_per_million_requests=request_dollars(data),
         )
+
+
+def _request_bytes(spec: ModelSpec, data: Data) -> int:
+    """What answering one request holds: weights, states, keys and values."""
+    decoder, S, T = spec.decoder, data.source_length, data.target_length
+    held = decoder.memory_bytes(S, dtype="bfloat16") + S * decoder.memory_width * WEIGHT_BYTES
+    cache = decoder.self_cache_bytes(T, dtype="bfloat16")
+    return parameters(spec) * WEIGHT_BYTES + held + cache
+
+
+def _too_long(spec: ModelSpec, data: Data) -> str | None:
+    for _, length, most in _lengths(spec, data, grafted=False):
+        if most is not None and length > most:
+            return f"{length:,} positions, of {most:,}"
+    return None
+
+
+def _too_large(needed: int, machine: Machine) -> str | None:
+    """Each machine holds all of it."""
+    if needed <= machine.memory_bytes:
+        return None
+    return f"{readable_bytes(needed)}, of {readable_bytes(machine.memory_bytes)}"
