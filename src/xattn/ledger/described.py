@@ -362,7 +362,7 @@ def _gemma(config: Config, *, qk_norm: NormSpec | None = None) -> dict[str, Any]
     return stack | {"norm_place": "both"}
 
 
-def _windows(config: Config, layers: int, *, every: int) -> dict[str, int]:
+def _windows(config: Config, layers: int, *, every: int) -> dict[str, Any]:
     """All layers but one in ``every`` see a window, unless the config names each layer's kind."""
     kinds = config.get("layer_types")
     if kinds is None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from xattn.errors import AbsorptionError, UsageError, is_whole, require
-from xattn.ledger.amounts import MOST_COUNT, Amount, amounts_of
+from xattn.ledger.amounts import MOST_COUNT, Amount
 from xattn.ledger.plan import plan
 from xattn.spec import FORMS, Form, ModelSpec
 
@@ -41,7 +42,7 @@ def fit(
     asked = plan(spec, inputs, **settings)
     # int8 is a form of its own, and all forms are tried.
     settings |= {"dtype": asked.setting.dtype, "weights_dtype": asked.setting.weights_dtype}
-    amounts = {amount.kind: amount for amount in amounts_of(spec, inputs)}
+    amounts: dict[str, Amount] = {one.kind: one for one in asked.amounts}
     single = len(amounts) == len(asked.amounts)
     require(single, "inputs", "one amount of each kind, to say how many fit", inputs)
     found = []
@@ -67,7 +68,7 @@ def _in_form(
         batch=_largest(lambda n: fits(batch=n)),
         beams=_largest(lambda n: fits(beams=n)),
         sources={
-            kind: _largest(lambda n, kind=kind: sources_fit(kind, n), MOST_COUNT // amount.pieces)
+            kind: _largest(partial(sources_fit, kind), MOST_COUNT // amount.pieces)
             for kind, amount in amounts.items()
         },
     )
