@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import xattn
 from xattn.inputs.table import Table
-from xattn.library.asking import answer
+from xattn.library.asking import answer, answers
 from xattn.library.citing import spoken_pieces, spoken_sentences, stretches_of
 from xattn.library.passage import Passage
 from xattn.library.readers import FusionReader, ParallelReader, PlainReader, reader_for
@@ -86,6 +86,25 @@ def test_a_language_model_answers_and_cites_the_sentence(stored, kind):
     again = answer(reader, QUESTION, passages())
     assert again.encoder_passes == (0 if kind is ParallelReader else 1)
     assert again.generation.tokens == found.generation.tokens
+
+
+def test_many_questions_share_passages_and_are_answered_as_alone(stored):
+    reader, settings = ParallelReader(stored), {"max_new_tokens": 12}
+    asked = [
+        ("Who built the lighthouse?", passages()),
+        ("How many boats fit into the harbour?", passages()[:2]),
+        ("Who bakes the bread?", passages()[::-1]),
+    ]
+    alone = [answer(reader, question, some, **settings) for question, some in asked]
+    before = stored.counters.projections
+    together = answers(reader, asked, **settings)
+    assert stored.counters.projections == before + (3 + 1) + 4 + 3 + 4  # once in all, and to look
+    for one, other in zip(together, alone, strict=True):
+        assert one.generation.tokens == other.generation.tokens
+        assert [c.quote for c in one.citations] == [c.quote for c in other.citations]
+    assert {one.encoder_passes for one in together} == {0}
+    with pytest.raises(xattn.CapacityError, match="capacity_bytes is 1000"):
+        answers(reader, asked, capacity_bytes=1000)
 
 
 def test_a_passage_gives_no_orders(smol):

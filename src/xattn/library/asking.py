@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xattn.engine import Engine, Ticket
 from xattn.errors import require
+from xattn.generation import Generation
 from xattn.library.answer import Answer
 from xattn.library.calibration import Calibration, calibration_of
 from xattn.library.citing import cite
@@ -39,12 +41,50 @@ def answer(
     return explained(reader, question, passages, asked, generation, passes, calibration)
 
 
+def answers(
+    reader: Reader,
+    questions: Sequence[tuple[str, Sequence[Passage]]],
+    *,
+    calibration: Calibration | None = None,
+    capacity_bytes: int | None = None,
+    **settings: Any,
+) -> list[Answer]:
+    """Many questions, each with its passages, decoded at once; a passage in several is one tensor.
+
+    ``capacity_bytes`` bounds what those in flight may take (:class:`~xattn.Engine`). Raises as
+    :func:`answer`, before anything is decoded.
+    """
+    for question, _ in questions:
+        require_question(question)
+    counters = reader.model.counters
+    handed_in: list[tuple[Asked, Ticket, int]] = []
+    with Engine(reader.model, capacity_bytes=capacity_bytes) as engine:
+        for question, passages in questions:
+            before = counters.encoder_passes
+            asked = reader.ask(question, passages)
+            passes = counters.encoder_passes - before
+            ticket = engine.submit(
+                list(asked.memories),
+                asked.prompt,
+                parallel=asked.parallel,
+                **{**SETTINGS, **settings},
+            )
+            handed_in.append((asked, ticket, passes))
+        found = [ticket.result() for _, ticket, _ in handed_in]
+    return [
+        explained(reader, question, passages, asked, generation, passes, calibration)
+        for (question, passages), (asked, _, passes), generation in zip(
+            questions, handed_in, found, strict=True
+        )
+    ]
+
+
 def explained(
     reader: Reader,
     question: str,
     passages: Sequence[Passage],
     asked: Asked,
-    generation: Any,
+    generation: Generation,
     encoder_passes: int,
     calibration: Calibration | None = None,
 ) -> Answer:
