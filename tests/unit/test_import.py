@@ -7,6 +7,7 @@ import sys
 LATER = (
     *("transformers", "huggingface_hub", "tokenizers", "typer", "rich", "jinja2"),
     *("sentencepiece", "soundfile", "av", "soxr", "gguf", "matplotlib", "torch._dynamo"),
+    *("markdown_it", "selectolax", "pypdf", "docx", "pyarrow", "lancedb"),
 )
 
 

@@ -21,7 +21,7 @@ from xattn.inputs.table import cell_text
 from xattn.inputs.text import Tokenizer
 from xattn.library.answer import Cell, Citation, Glance, Sentence, Token
 from xattn.library.calibration import Calibration
-from xattn.library.passage import Passage
+from xattn.library.passage import Passage, pieces_of
 from xattn.library.readers import Asked
 from xattn.memory import SpanTable
 from xattn.model import Model
@@ -174,7 +174,7 @@ def stretches_of(index: int, passage: Passage) -> list[Stretch]:
     if passage.table is None:
         bounds = sentences(passage.text)
         return [Stretch(passage=index, start=start, end=end) for start, end in bounds]
-    ends = list(accumulate(map(len, passage.table.pieces(passage.start))))
+    ends = list(accumulate(map(len, pieces_of(passage.table))))
     return [
         Stretch(passage=index, start=ends[cell - 1], end=ends[cell], cell=cell)
         for cell in range(len(passage.table.header), len(ends))

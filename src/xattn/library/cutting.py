@@ -18,7 +18,7 @@ from xattn.inputs.chunks import Rank, chunks, group, parts, rank, sentences
 from xattn.inputs.table import Table, cell_text
 from xattn.inputs.text import canonical_text
 from xattn.library.documents.document import Document
-from xattn.library.passage import Metadata, Passage, Section
+from xattn.library.passage import Metadata, Passage, Section, pieces_of
 
 LONGEST_CHARACTERS = 1 << 16
 """A sentence, or a line, of more than that is cut before it is known where it ends."""
@@ -230,7 +230,8 @@ def _of_rows(
     header = first.table.header if first.table is not None else ()
 
     def size(table: Table) -> int:
-        return count(_linear(table, first=most))  # no row of a passage has a longer number
+        # No row of a passage has a longer number.
+        return count(canonical_text("".join(table.pieces(first=most))))
 
     bare = size(Table(header, ()))
     room = max(0, most - bare)
@@ -239,7 +240,7 @@ def _of_rows(
         table = Table(header, tuple(row for unit in units for row in unit.content.rows))
         fitting = [table] if units[0].size <= room else _fitted(table, size, most)
         for part in fitting:
-            yield passage(text=_linear(part), start=start, end=end, table=part)
+            yield passage(text="".join(pieces_of(part)), start=start, end=end, table=part)
 
 
 def _rows(sections: Iterable[Section], size: Callable[[Table], int]) -> Iterator[_Unit[Table]]:
@@ -274,7 +275,3 @@ def _fitted(table: Table, size: Callable[[Table], int], most: int) -> Iterator[T
             f"the name of a column takes {others}, but a passage has room for {most}: "
             f"{shown(table.header[0])}; shorten it, or make room for more."
         )
-
-
-def _linear(table: Table, first: int = 1) -> str:
-    return "".join(map(canonical_text, table.pieces(first)))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from xattn.inputs.table import Table
+from xattn.inputs.text import canonical_text
 from xattn.memory import digest_of
 
 Scalar = str | int | float | bool
@@ -42,7 +43,7 @@ class Passage:
     """Of the document."""
     heading: tuple[str, ...] = ()
     text: str
-    """In Unicode normalisation form C; of a table, its header and rows as they are encoded."""
+    """In Unicode normalisation form C; of a table, what :func:`pieces_of` it add up to."""
     start: int
     end: int
     """Characters ``[start, end)`` of the document's text; of a table, of its rows from 1."""
@@ -57,3 +58,11 @@ class Passage:
         about = "\n".join((self.title, *self.heading))
         parts = (place.encode(), about.encode(), self.text.encode())
         return digest_of(*parts)[:32]
+
+
+def pieces_of(table: Table) -> list[str]:
+    """A passage's table as text, a piece for each cell, in Unicode normalisation form C.
+
+    Rows count from 1 in every passage, so that a row more before it leaves its text as it is.
+    """
+    return [canonical_text(piece) for piece in table.pieces()]

@@ -1,7 +1,7 @@
 """A document: where it is from, its title, and its sections as often as they are wanted."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from xattn.library.passage import Section
@@ -42,36 +42,3 @@ def document_of(text: str, source: str, title: str | None = None) -> Document:
         kind="text",
         sections=lambda: iter([Section(text=text, start=0)]),
     )
-
-
-class Headings:
-    """The headings above a place, as they come."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[int, str]] = []
-
-    def add(self, level: int, heading: str) -> None:
-        """A heading, which ends those of its ``level`` and below; 1 is the outermost."""
-        self.leave(level)
-        self._open.append((level, heading))
-
-    def leave(self, level: int) -> None:
-        """End the headings of this level and of those below."""
-        self._open = [(above, name) for above, name in self._open if above < level]
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The outermost first."""
-        return tuple(name for _, name in self._open)
-
-
-def laid_out(sections: Iterable[Section]) -> Iterator[Section]:
-    """Sections with their places, for formats whose text is what their reader extracts.
-
-    Texts follow each other; rows are counted through the document.
-    """
-    start, row = 0, 1
-    for section in sections:
-        yield replace(section, start=start, first_row=row)
-        start += len(section.text)
-        row += len(section.table.rows) if section.table is not None else 0

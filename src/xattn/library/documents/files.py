@@ -4,13 +4,19 @@ import codecs
 import io
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from blake3 import blake3
 
-from xattn.errors import InvalidSourceError, SourceNotFoundError, UnreadableSourceError
+from xattn.errors import (
+    InvalidSourceError,
+    SourceNotFoundError,
+    UnreadableSourceError,
+    XattnError,
+)
 from xattn.readable import readable_bytes
 
 BLOCK_CHARACTERS = 1 << 16
@@ -24,7 +30,18 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_DAMAGE: tuple[type[Exception], ...] = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    zlib.error,
+)
 """What parsers raise, besides errors of their own, where a file is not as it should be."""
 
 
@@ -44,8 +61,27 @@ def reading(path: Path) -> Iterator[None]:
         byte = error.object[error.start]
         raise unreadable(
             path,
-            f"is not text in UTF-8, nor in UTF-16 with a byte order mark: {error.reason} (byte "
-            f"0x{byte:02x}). Convert it to UTF-8, or leave it out",
+            f"is no text in {error.encoding.upper()}: {error.reason} (byte 0x{byte:02x}). Convert "
+            "it to UTF-8, or leave it out",
+        ) from error
+
+
+@contextmanager
+def parsing(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Within it, what a parser raises, ``errors`` of its own among it, says that a file is damaged.
+
+    Raises :class:`UnreadableSourceError`.
+    """
+    try:
+        yield
+    except XattnError:
+        raise
+    except _DAMAGE + errors as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise unreadable(
+            path, f"is damaged, or made in a way that is not read: {said:.200}. Save it again"
         ) from error
 
 

@@ -19,9 +19,10 @@ def find_files(paths: Iterable[str | os.PathLike[str]], *, hidden: bool = False)
 
     A file that is named itself is given whatever it is. From directories and patterns (``*``,
     ``?``, ``[…]``, ``**``) come those with a suffix that a reader knows, and others that begin as
-    text; hidden ones (their name, or a directory below the one given, begins with a dot) only with
-    ``hidden``. Libraries (``.xattn``) and directories of caches and packages are passed over, and
-    links to directories. Raises :class:`SourceNotFoundError` for what names no file.
+    text, unless they are empty. Hidden ones (their name, or a directory below the one given, begins
+    with a dot) come only with ``hidden``. Libraries (``.xattn``), directories of caches and
+    packages, and links to directories are passed over. Raises :class:`SourceNotFoundError` for what
+    names no file.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -74,9 +75,9 @@ def _is_shown(name: str, hidden: bool) -> bool:
 
 
 def _is_wanted(file: Path) -> bool:
-    if not file.is_file() or file.suffix.lower() in KINDS:
-        return file.is_file()
     try:
-        return is_text(file)
+        if not file.is_file() or file.stat().st_size == 0:
+            return False
+        return file.suffix.lower() in KINDS or is_text(file)
     except OSError:
         return True  # whoever reads it will say why that cannot be done

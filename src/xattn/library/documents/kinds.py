@@ -8,6 +8,18 @@ from xattn.library.documents.files import unreadable
 _SUFFIXES: dict[Kind, str] = {
     "text": ".txt .text .log .rst .tex .adoc .org .srt .vtt",
     "markdown": ".md .markdown .mdown .mkd",
+    "html": ".html .htm .xhtml",
+    "pdf": ".pdf",
+    "docx": ".docx",
+    "csv": ".csv .tsv .tab",
+    "jsonl": ".jsonl .ndjson",
+    "parquet": ".parquet",
+    "code": (
+        ".py .pyi .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .rs .go .java .kt .kts .scala .swift .cs "
+        ".js .jsx .mjs .cjs .ts .tsx .rb .php .lua .pl .pm .r .jl .m .mm .sh .bash .zsh .sql .zig "
+        ".ex .exs .erl .hs .ml .mli .clj .dart .vue .svelte .css .scss .less .json .toml .yaml "
+        ".yml .ini .cfg .cmake .mk .proto .graphql .tf"
+    ),
 }
 KINDS: dict[str, Kind] = {
     suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from xattn.errors import MissingExtraError
 from xattn.inputs.table import Table
-from xattn.library.documents.document import Content, Headings
+from xattn.library.documents.document import Content
 from xattn.library.documents.files import whole_text
+from xattn.library.documents.outline import Headings
 from xattn.library.passage import Section
 
 if TYPE_CHECKING:

@@ -5,16 +5,28 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from xattn.errors import InvalidSourceError
+from xattn.library.documents.code import read_code
 from xattn.library.documents.document import Content, Document, Kind
+from xattn.library.documents.docx import read_docx
 from xattn.library.documents.files import reading, size_of, unreadable
+from xattn.library.documents.html import read_html
 from xattn.library.documents.kinds import kind_of, require_kind
 from xattn.library.documents.markdown import read_markdown
+from xattn.library.documents.pdf import read_pdf
+from xattn.library.documents.rows import read_csv, read_jsonl, read_parquet
 from xattn.library.documents.text import read_text
 from xattn.library.passage import Section
 
 READERS: Mapping[Kind, Callable[[Path], Content]] = {
     "text": read_text,
     "markdown": read_markdown,
+    "html": read_html,
+    "code": read_code,
+    "pdf": read_pdf,
+    "docx": read_docx,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
 }
 
 
@@ -54,6 +66,6 @@ def _checked(path: Path, content: Content) -> Iterator[Section]:
             yield section
     if not says:
         raise InvalidSourceError(
-            f"{str(path)!r} has no text in it: it is blank, or holds pictures of pages. Leave it "
-            "out, or run OCR over it."
+            f"{str(path)!r} has no text and no rows in it: it is blank, or holds pictures of "
+            "pages. Leave it out, or run OCR over it."
         )
