@@ -8,11 +8,13 @@ import typer
 
 from xattn import __version__
 from xattn.cli import (
+    ask,
     bench,
     cache,
     config,
     doctor,
     encode,
+    evaluate,
     generate,
     models,
     plan,
@@ -50,6 +52,7 @@ def build() -> Any:
         translate.translate,
         generate.generate,
         encode.encode,
+        ask.ask,
         models.models,
         doctor.doctor,
         profile.profile,
@@ -60,6 +63,9 @@ def build() -> Any:
     plan_app.command("model", cls=Command)(plan.plan_model)
     plan_app.command("train", cls=Command)(plan_train.plan_train)
     app.add_typer(plan_app, name="plan")
+    eval_app = typer.Typer(help="How good are the answers?", no_args_is_help=True)
+    eval_app.command(cls=Command)(evaluate.qa)
+    app.add_typer(eval_app, name="eval")
     config_app = typer.Typer(help="Where settings come from.", no_args_is_help=True)
     config_app.command(cls=Command)(config.show)
     app.add_typer(config_app, name="config")
