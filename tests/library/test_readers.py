@@ -171,6 +171,14 @@ def test_each_model_has_its_reader(t5, smol):
         answer(PlainReader(smol), "  ", passages())
 
 
+def test_a_question_that_does_not_fit_is_said_with_the_numbers(smol):
+    for kind in (ParallelReader, PlainReader):
+        with pytest.raises(
+            xattn.PromptError, match=r"comes after 3 passages of \d+ positions, but"
+        ):
+            answer(kind(smol), "Why " * 9000, passages())
+
+
 def test_sentences_have_the_tokens_that_spell_them(smol):
     found = smol.generate(
         prompt=[{"role": "user", "content": "Tell two facts."}], max_new_tokens=60

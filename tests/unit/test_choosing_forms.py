@@ -190,9 +190,9 @@ SOURCE = [5, 9, 12, 7, 2] * 8
 def test_generate_chooses_and_says_the_same(loaded, monkeypatch, rates):
     forms, start = [], loaded.network.start
 
-    def watched(attended, *, form="materialized", most=None):
+    def watched(attended, *, form="materialized", **how):
         forms.append(form)
-        return start(attended, form=form, most=most)
+        return start(attended, form=form, **how)
 
     monkeypatch.setattr(loaded.network, "start", watched)
     monkeypatch.setattr(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 READING = "Reading"
 
-Questions = Annotated[list[str], typer.Argument(metavar="QUESTION", help="What to answer.")]
+Questions = Annotated[
+    list[str] | None, typer.Argument(metavar="QUESTION", help="What to answer; may be several.")
+]
 LibraryDirectory = Annotated[
     Path, typer.Option("--library", "-l", metavar="DIR", help="What 'xattn index' made.")
 ]
@@ -47,7 +49,7 @@ Temperature = Annotated[
     typer.Option(
         "--passage-temperature",
         rich_help_panel=READING,
-        help="Parallel: divides the scores of passages.",
+        help="Parallel: divides the scores of several passages; below 1 sharpens.",
     ),
 ]
 Scale = Annotated[
@@ -84,7 +86,7 @@ Html = Annotated[
 
 @takes(settings=GENERATION, store=STORE, loading=LOADING)
 def ask(
-    questions: Questions,
+    questions: Questions = None,
     *,
     library: LibraryDirectory = Path("corpus.xattn"),
     model: ModelName = "smollm2-135m-instruct",
@@ -93,7 +95,7 @@ def ask(
     reranker: Reranker = None,
     reader: ReaderName = "auto",
     positions: Positions = "sequence",
-    passage_temperature: Temperature = 1.0,
+    passage_temperature: Temperature = 0.9,
     passage_scale: Scale = 1.0,
     recompute: Recompute = 0.0,
     show: Show = True,
@@ -114,6 +116,8 @@ def ask(
     from xattn.library.page import write_page
     from xattn.models.parallel import Parallel
 
+    if not questions:
+        raise UsageError('no question was given; try: xattn ask "What is …?" --library DIR')
     if html is not None and len(questions) > 1:
         raise UsageError(f"--html is a page for one question, but {len(questions)} were given.")
     how = Parallel(

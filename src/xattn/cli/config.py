@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, fields
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -44,6 +45,8 @@ def _effective(ctx: typer.Context) -> list[dict[str, Any]]:
             setting = root.obj[command].get(name)
             value = values[name]
             source = setting.source if setting else _DEFAULT
+            if isinstance(value, Path):
+                value = str(value)
             if value is None:
                 value, source = _library_default(command, name)
             rows.append({"command": command, "name": name, "value": value, "source": source})

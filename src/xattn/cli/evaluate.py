@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RECALLS = (1, 3, 5, 8)
 
 Data = Annotated[
-    Path, typer.Option(metavar="FILE", help="Questions in SQuAD's format, .json or .json.gz.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Questions in SQuAD's format, .json or .json.gz."),
 ]
 Readers = Annotated[
     list[str] | None,
@@ -59,7 +60,7 @@ Recompute = Annotated[float, typer.Option(help="Parallel: share that is read aga
 @takes(loading=LOADING)
 def qa(
     *,
-    data: Data,
+    data: Data = None,
     model: ModelName = "smollm2-135m-instruct",
     reader: Readers = None,
     k: Passages = None,
@@ -67,7 +68,7 @@ def qa(
     split: Split = "odd",
     calibrate: Calibrate = False,
     positions: Positions = "sequence",
-    passage_temperature: Temperature = 1.0,
+    passage_temperature: Temperature = 0.9,
     passage_scale: Scale = 1.0,
     recompute: Recompute = 0.0,
     json: Json = False,
@@ -84,6 +85,8 @@ def qa(
     from xattn.library.squad import read_questions
     from xattn.models.parallel import Parallel
 
+    if data is None:
+        raise UsageError("no questions were given; name a file in SQuAD's format with --data.")
     found = read_questions(data)
     chosen, others = _split(found, split, questions)
     if calibrate and not others:
@@ -116,10 +119,11 @@ def qa(
     print_line(f"{len(chosen)} questions, {len(texts)} paragraphs")
     print_line(", ".join(f"recall@{n} {value:.3f}" for n, value in recall.items()))
     print_table(HEADER, [_row(row) for row in rows])
-    for name, one in calibrations.items():
+    for name, chosen_heads in calibrations.items():
         digest = loaded.network.encoder_digest
         print_line(f'\n[[models]]\ndigest = "{digest}"\n[models.readers.{name}]')
-        print_line(f"heads = {_told(one)['heads']}\nthreshold = {one.threshold:.3f}")
+        told = _told(chosen_heads)
+        print_line(f"heads = {told['heads']}\nthreshold = {told['threshold']:.3f}")
 
 
 HEADER = (
@@ -192,7 +196,9 @@ def _search_in(library: "Library") -> "Callable[[str, int], Sequence[Passage]]":
 def _calibrated(reader: Any, search: Any, questions: "Sequence[Question]", k: int) -> "Calibration":
     from xattn.library.calibrating import calibrate
 
-    with Progress(f"calibrate {reader.name}", unit="questions") as progress:
+    with Progress(
+        f"calibrate {reader.name}", unit="questions", results_on_stdout=False
+    ) as progress:
         return calibrate(
             reader,
             search,
@@ -215,7 +221,7 @@ def _scores(
 
     model = reader.model
     with TemporaryDirectory(prefix="xattn-eval-") as directory:
-        stores = []
+        stores: list[MemoryStore] = []
 
         def forget() -> None:
             for store in stores:
@@ -225,7 +231,9 @@ def _scores(
             model.store = stores[0]
 
         forget()
-        with Progress(f"{reader.name}, k={k}", unit="questions") as progress:
+        with Progress(
+            f"{reader.name}, k={k}", unit="questions", results_on_stdout=False
+        ) as progress:
             scores = evaluate(
                 reader,
                 search,
@@ -238,6 +246,10 @@ def _scores(
         stores[0].close()
         model.store = None
     return replace(scores, k=k)
+
+
+def _progress(what: str) -> Progress:
+    return Progress(what, unit="questions", results_on_stdout=False)
 
 
 def _told(calibration: "Calibration") -> dict[str, Any]:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xattn.engine import Engine, Ticket
-from xattn.errors import require
+from xattn.errors import PromptError, require
 from xattn.generation import Generation
 from xattn.library.answer import Answer
 from xattn.library.calibration import Calibration, calibration_of
 from xattn.library.citing import cite
 from xattn.library.passage import Passage
 from xattn.library.readers import Asked, Reader
+from xattn.models.network import positions_before
+from xattn.models.parallel import Parallel
 
 NEW_TOKENS = 64
 """Tokens of an answer, where nobody says."""
@@ -33,7 +35,7 @@ def answer(
     """
     require_question(question)
     before = reader.model.counters.encoder_passes
-    asked = reader.ask(question, passages)
+    asked = _asked(reader, question, passages)
     generation = reader.model.generate(
         asked.memories, asked.prompt, parallel=asked.parallel, **{**SETTINGS, **settings}
     )
@@ -61,7 +63,7 @@ def answers(
     with Engine(reader.model, capacity_bytes=capacity_bytes) as engine:
         for question, passages in questions:
             before = counters.encoder_passes
-            asked = reader.ask(question, passages)
+            asked = _asked(reader, question, passages)
             passes = counters.encoder_passes - before
             ticket = engine.submit(
                 list(asked.memories),
@@ -103,6 +105,20 @@ def explained(
         reader=reader.name,
         encoder_passes=encoder_passes,
     )
+
+
+def _asked(reader: Reader, question: str, passages: Sequence[Passage]) -> Asked:
+    """The request, if the model has room for it and an answer."""
+    asked = reader.ask(question, passages)
+    limit, prompt = reader.model.spec.decoder.position.limit, len(asked.prompt or ())
+    before = positions_before(asked.memories, asked.parallel or Parallel())
+    if limit is not None and before + prompt >= limit:
+        raise PromptError(
+            f"the question has {prompt} tokens with the words around it and comes after "
+            f"{len(passages)} passages of {before} positions, but the model has {limit}; ask a "
+            "shorter one, or of fewer passages."
+        )
+    return asked
 
 
 def require_question(question: object) -> None:

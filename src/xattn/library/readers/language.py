@@ -34,8 +34,15 @@ class _LanguageReader:
         return tuple(self.model.tokenizer.encode_plain(words).ids)
 
 
+SHARPENED = Parallel(temperature=0.9)
+"""How several passages are read: a little more sharply than one, as they did not see each other."""
+
+
 class ParallelReader(_LanguageReader):
-    """Each passage is a memory of its own, made behind the prefix and kept, whatever is asked."""
+    """Each passage is a memory of its own, made behind the prefix and kept, whatever is asked.
+
+    ``how`` is in what way several are read. One is read as the plain prompt is.
+    """
 
     name = "parallel"
 
@@ -43,7 +50,7 @@ class ParallelReader(_LanguageReader):
         self, model: Model, wording: Wording | None = None, *, how: Parallel | None = None
     ) -> None:
         super().__init__(model, wording)
-        self.how = Parallel() if how is None else how
+        self.how = SHARPENED if how is None else how
 
     def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
         """The passages between their words, behind the prefix."""
@@ -58,7 +65,7 @@ class ParallelReader(_LanguageReader):
         return Asked(
             memories=(self.prefix, *reversed(memories)),
             prompt=self._prompt(question),
-            parallel=self.how,
+            parallel=self.how if last > 1 else Parallel(),
             places=tuple(Place(memory=last - j, start=s) for j, s in enumerate(starts)),
         )
 
