@@ -28,6 +28,10 @@ if TYPE_CHECKING:
         EngineError,
         EntryNotFoundError,
         InvalidSourceError,
+        LibraryBusyError,
+        LibraryError,
+        LibraryFormatError,
+        LibraryMismatchError,
         MissingExtraError,
         ModelNotFoundError,
         OfflineError,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from xattn.generation import Generation
     from xattn.inputs.table import Table, read_table
     from xattn.ledger import Account, Ledger, plan
+    from xattn.library.library import Library
     from xattn.memory import Memory, MemoryKey, Span
     from xattn.model import Model, load
     from xattn.models.parallel import Parallel
@@ -77,6 +82,11 @@ __all__ = [
     "Generation",
     "InvalidSourceError",
     "Ledger",
+    "Library",
+    "LibraryBusyError",
+    "LibraryError",
+    "LibraryFormatError",
+    "LibraryMismatchError",
     "Memory",
     "MemoryKey",
     "MemoryStore",
@@ -121,6 +131,7 @@ _HOMES = {
     "xattn.generation": ("Generation",),
     "xattn.inputs.table": ("Table", "read_table"),
     "xattn.ledger": ("Account", "Ledger", "plan"),
+    "xattn.library.library": ("Library",),
     "xattn.memory": ("Memory", "MemoryKey", "Span"),
     "xattn.model": ("Model", "load"),
     "xattn.models.parallel": ("Parallel",),

@@ -25,6 +25,10 @@ A message names what was wrong, the bound, the value found, and what to do.
     │   ├── CorruptEntryError              an entry is not what was written
     │   ├── EntryNotFoundError             no such key, or another tenant's
     │   └── UnsafeStoreError               a root that others can write
+    ├── LibraryError                       a library of passages cannot be used
+    │   ├── LibraryBusyError               another process writes to it
+    │   ├── LibraryFormatError             made by another version, or damaged
+    │   └── LibraryMismatchError           made with another embedder or other settings
     ├── EngineError                        an engine does not answer a request
     │   ├── CapacityError                  it needs more bytes or rows than there will ever be
     │   ├── QueueFullError                 too many wait already
@@ -123,6 +127,22 @@ class EntryNotFoundError(StoreError):
 
 class UnsafeStoreError(StoreError):
     """The store's directory can be written by others."""
+
+
+class LibraryError(XattnError):
+    """A library of passages cannot be used."""
+
+
+class LibraryBusyError(LibraryError):
+    """Another process writes to the library."""
+
+
+class LibraryFormatError(LibraryError):
+    """The library was made by another version, or is not what was written."""
+
+
+class LibraryMismatchError(LibraryError):
+    """The library was made with another embedder, or other settings, than were asked for."""
 
 
 class EngineError(XattnError):

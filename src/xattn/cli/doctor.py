@@ -36,6 +36,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "vision": ("pillow",),
     "library": ("lancedb", "pyarrow", "sentence-transformers"),
+    "postgres": ("psycopg",),
     "documents": ("markdown-it-py", "selectolax", "pypdf", "python-docx"),
 }
 """Extra -> distributions it installs."""
@@ -48,6 +49,7 @@ PURPOSES = {
     "plot": "pictures of attention",
     "vision": "pictures as sources",
     "library": "answers that attend over documents",
+    "postgres": "libraries on a server",
     "documents": "Markdown, HTML, PDF and DOCX in libraries",
 }
 

@@ -50,6 +50,8 @@ PER_CALL = (
     "html",
     "pictures",
     "measure",
+    "again",
+    "metadata",
 )
 """Options that say what one call does, and so have no place in a file of settings."""
 

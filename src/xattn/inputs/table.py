@@ -138,7 +138,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
 def cell_text(value: Any) -> str:
     """A cell as an encoder reads it: nothing for None, lists with commas, bytes in hexadecimal."""
-    value = _plain(value)
+    value = plain_cell(value)
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -154,7 +154,7 @@ def cell_text(value: Any) -> str:
 
 def _cell(value: Any) -> bytes:
     """A cell as bytes that no cell of another type or value has."""
-    value = _plain(value)
+    value = plain_cell(value)
     if value is None:
         return b"none"
     if isinstance(value, str):
@@ -169,7 +169,7 @@ def _cell(value: Any) -> bytes:
     return f"{type(value).__name__.lower()}:{cell_text(value)}".encode()
 
 
-def _plain(value: Any) -> Any:
+def plain_cell(value: Any) -> Any:
     """A cell as one of Python's own types: text and canonical bytes are made of the same value."""
     match value:
         case None | bool():

@@ -1,5 +1,6 @@
 """A passage: what is found, encoded, read and cited."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,14 +51,27 @@ class Passage:
     page: int | None = None
     table: Table | None = None
     metadata: Metadata = field(default_factory=dict)
+    copy: int = 0
+    """How many passages before it in the document say the same."""
 
     @property
     def id(self) -> str:
-        """Digest of where it is and what it says: 32 hexadecimal characters."""
-        place = f"{self.source}\n{self.start}\n{self.end}\n{self.page}"
-        about = "\n".join((self.title, *self.heading))
-        parts = (place.encode(), about.encode(), self.text.encode())
-        return digest_of(*parts)[:32]
+        """Digest of what it says and of which document: 32 hexadecimal characters.
+
+        Where in the document it stands is no part of it, so that a passage which only moved, since
+        something was put in before it, is still the same.
+        """
+        metadata = sorted(self.metadata.items())
+        about = [self.source, self.copy, self.title, self.heading, metadata]
+        table = "" if self.table is None else self.table.digest()
+        parts = (json.dumps(about), self.text, table)
+        return digest_of(*(part.encode("utf-8", "surrogatepass") for part in parts))[:32]
+
+
+def lead_of(passage: Passage) -> str:
+    """Title and headings as a line before the text: what embedders and word search read first."""
+    names = dict.fromkeys(name for name in (passage.title, *passage.heading) if name)
+    return " — ".join(names) + "\n" if names else ""
 
 
 def pieces_of(table: Table) -> list[str]:

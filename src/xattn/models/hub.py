@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from xattn.errors import (
@@ -17,6 +18,9 @@ _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm")
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 _IGNORED = ("*/*",)
 """Exports for other engines lie in folders of their own."""
+_EMBEDDER = ("*.json", "*.txt", "*.model", "*.safetensors")
+_NO_EMBEDDER = ("onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*")
+"""Modules of an embedder lie in folders too, beside those exports."""
 _ID = re.compile(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?")
 _CONVERTER, _CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"
 """Author and title of the pull requests in which the hub itself offers pickles as safetensors."""
@@ -127,6 +131,19 @@ def snapshot(hub_id: str, *, offline: bool) -> Path:
     raise _without_weights(repository, revision, directory)
 
 
+def embedder_snapshot(hub_id: str, *, offline: bool) -> Path:
+    """The directory with an embedder or reranker of sentence-transformers, its modules included.
+
+    Raises as :func:`snapshot` does.
+    """
+    offline = offline or is_offline()
+    repository, revision = _split(hub_id)
+    directory = _fetch(repository, list(_EMBEDDER), revision, offline=offline, ignored=_NO_EMBEDDER)
+    if any(directory.rglob("*.safetensors")):
+        return directory
+    raise _incomplete(hub_id) if offline else _without_weights(repository, revision, directory)
+
+
 def fetch_config(hub_id: str, *, offline: bool) -> Path:
     """The config.json of ``hub_id``, and nothing else; raises as :func:`snapshot` does."""
     repository, revision = _split(hub_id)
@@ -137,7 +154,14 @@ def fetch_config(hub_id: str, *, offline: bool) -> Path:
     return path
 
 
-def _fetch(hub_id: str, patterns: list[str], revision: str | None, *, offline: bool) -> Path:
+def _fetch(
+    hub_id: str,
+    patterns: list[str],
+    revision: str | None,
+    *,
+    offline: bool,
+    ignored: Sequence[str] = _IGNORED,
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -152,7 +176,7 @@ def _fetch(hub_id: str, patterns: list[str], revision: str | None, *, offline: b
                 hub_id,
                 revision=revision,
                 allow_patterns=patterns,
-                ignore_patterns=list(_IGNORED),
+                ignore_patterns=list(ignored),
                 local_files_only=offline,
             )
         )

@@ -1,0 +1,212 @@
+"""``xattn index``: documents into a library, so that answers can rest on them."""
+
+import json as json_
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn.cli.console import Progress, print_json, print_line, print_note
+from xattn.cli.failures import FAILED
+from xattn.cli.options import Json, Offline
+from xattn.errors import UsageError
+from xattn.readable import counted
+
+if TYPE_CHECKING:
+    from xattn.library.indexing import Report
+
+PASSAGES, EMBEDDING = "Passages", "Embedding"
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATHS",
+        help="Files, directories, and patterns such as 'docs/**/*.md'; none: all that the library "
+        "has.",
+    ),
+]
+LibraryDirectory = Annotated[
+    str, typer.Option("--library", "-l", metavar="DIR", help="The library; made if need be.")
+]
+MetadataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME=VALUE",
+        help="That searches can filter by: year=2020, kind=guide, final=true. Repeatable; unset: "
+        "as it was.",
+    ),
+]
+Full = Annotated[
+    bool, typer.Option("--full/--quick", help="Read files again whose size and time are the same.")
+]
+RemoveMissing = Annotated[
+    bool,
+    typer.Option(
+        "--remove-missing/--keep-missing",
+        help="Files that are gone leave the library wherever they were, not below PATHS only.",
+    ),
+]
+Hidden = Annotated[bool, typer.Option("--hidden/--no-hidden", help="Hidden files as well.")]
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="Make the library anew from its files, with the settings given; it can be searched "
+        "meanwhile.",
+    ),
+]
+PassageTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, rich_help_panel=PASSAGES, help="Of a passage, at most; unset: as it is, or 220."
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        rich_help_panel=PASSAGES,
+        help="Tokens of the passage before that one begins with, at most; unset: as it is, or 32.",
+    ),
+]
+Language = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=PASSAGES,
+        help="Whose stems the search for words knows; unset: as it is, or english.",
+    ),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        rich_help_panel=PASSAGES,
+        help="A PostgreSQL server with pgvector, postgresql://…; unset: as it is, or lance, in "
+        "the library's own directory.",
+    ),
+]
+EmbedderName = Annotated[
+    str | None,
+    typer.Option(
+        "--embedder",
+        rich_help_panel=EMBEDDING,
+        help="A model of sentence-transformers: name, pkg:PACKAGE/PATH or directory; unset: as it "
+        "is, or all-MiniLM-L6-v2.",
+    ),
+]
+Device = Annotated[str, typer.Option(rich_help_panel=EMBEDDING, help="cpu, cuda, mps …")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, rich_help_panel=EMBEDDING, help="Passages embedded at once.")
+]
+
+
+def index(
+    paths: Paths = None,
+    library: LibraryDirectory = "corpus.xattn",
+    metadata: MetadataOption = None,
+    full: Full = False,
+    remove_missing: RemoveMissing = False,
+    hidden: Hidden = False,
+    again: Again = False,
+    passage_tokens: PassageTokens = None,
+    overlap: Overlap = None,
+    language: Language = None,
+    database: Database = None,
+    embedder: EmbedderName = None,
+    device: Device = "cpu",
+    batch_size: BatchSize = 32,
+    offline: Offline = False,
+    json: Json = False,
+) -> None:
+    """Bring a library up to date with documents: text, Markdown, HTML, PDF, DOCX, tables, code.
+
+    Only new passages are embedded: a second run reads what changed, files that are gone leave, and
+    a run that was interrupted is gone on with. A file that cannot be read is told and left out, and
+    the exit code is 1 then.
+    """
+    from xattn.library.library import Library
+
+    about = _metadata(metadata)
+    settings: dict[str, Any] = {
+        "embedder": embedder,
+        "passage_tokens": passage_tokens,
+        "overlap": overlap,
+        "language": language,
+    }
+    how: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "offline": offline,
+        "database": database,
+    }
+    with (
+        Library(library, **how, **({} if again else settings)) as opened,
+        Progress("index", unit="MB", results_on_stdout=False) as progress,
+    ):
+
+        def tell(done_bytes: int, all_bytes: int) -> None:
+            progress.update(done_bytes / 1e6, all_bytes / 1e6)
+
+        reports = []
+        if again:
+            reports.append(opened.remake(**settings, progress=tell))
+        if paths or not again:
+            reports.append(
+                opened.add(
+                    paths or (),
+                    metadata=about,
+                    full=full,
+                    remove_missing=remove_missing,
+                    hidden=hidden,
+                    progress=tell,
+                )
+            )
+        document = {"library": str(opened.root), "passages": len(opened)}
+    for report in reports:
+        for failure in report.failures:
+            print_note(f"{failure.source}: {failure.reason}")
+        if report.failed > len(report.failures):
+            print_note(f"and {report.failed - len(report.failures)} more that cannot be read")
+    if json:
+        print_json(document | asdict(reports[-1]))
+    else:
+        for report in reports:
+            print_line(_line(document, report))
+    if any(report.failed for report in reports):
+        raise typer.Exit(FAILED)
+
+
+def _metadata(given: list[str] | None) -> dict[str, Any] | None:
+    if not given:
+        return None
+    found: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise UsageError(f"`--metadata` must be NAME=VALUE, but is {text!r} instead.")
+        found[name] = _scalar(value)
+    return found
+
+
+def _scalar(value: str) -> Any:
+    """A number, or true or false, where it is one; else the text itself."""
+    try:
+        parsed = json_.loads(value)
+    except ValueError:
+        return value
+    return parsed if isinstance(parsed, bool | int | float) else value
+
+
+def _line(document: dict[str, Any], report: "Report") -> str:
+    files = [
+        f"{count} {what}"
+        for what in ("added", "changed", "removed", "unchanged", "failed")
+        if (count := getattr(report, what))
+    ]
+    return (
+        f"{document['library']}: {', '.join(files) or 'no files'}; "
+        f"{counted(report.passages_added, 'passage')} embedded, {report.passages_kept} kept, "
+        f"{report.passages_removed} removed; {counted(document['passages'], 'passage')} in all, "
+        f"{report.seconds:.2f} s"
+    )
