@@ -11,13 +11,16 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
-from xattn.errors import LibraryError, is_whole, require
+from xattn.errors import LibraryError, UsageError, is_whole, require
+from xattn.library.answer import Answer
+from xattn.library.asking import answer, answers, require_question
 from xattn.library.catalogue import File
 from xattn.library.documents import find_files
 from xattn.library.embedder import DEFAULT, Embedder, SentenceEmbedder
@@ -27,6 +30,8 @@ from xattn.library.indexing import BATCH_PASSAGES, Encode, Report
 from xattn.library.locks import writing
 from xattn.library.opening import Opened, as_kept, make_directory, open_library, version_of
 from xattn.library.passage import Metadata, Passage
+from xattn.library.quoting import checked
+from xattn.library.readers import Reader, reader_for
 from xattn.library.remaking import changed, drop_remains, remaking, source_again
 from xattn.library.reranker import CrossEncoderReranker, Reranker
 from xattn.library.retrieval import Found, Retriever, passages_of
@@ -40,6 +45,8 @@ from xattn.library.settings import (
     write_settings,
 )
 from xattn.library.sources import Progress, file_source, is_file_name, look, text_source, update
+from xattn.model import Model, load
+from xattn.store import MemoryStore
 
 PathName = str | os.PathLike[str]
 Paths = PathName | Iterable[PathName]
@@ -64,8 +71,9 @@ class Library:
     (``postgresql://…``), whose password is not kept.
 
     ``reranker``, the name of a cross-encoder or a :class:`~xattn.library.reranker.Reranker`, looks
-    again at what was found. ``device``, ``batch_size`` and ``offline`` are of the embedder and
-    reranker that are given by name.
+    again at what was found. ``model``, or the name of one, answers questions, and reads new
+    passages into ``store`` as they come in. ``device``, ``batch_size`` and ``offline`` are of the
+    embedder and reranker that are given by name.
 
     Raises :class:`~xattn.errors.LibraryMismatchError` where the library was made with others,
     :class:`~xattn.errors.LibraryFormatError` where it is damaged or another version's, and
@@ -85,6 +93,8 @@ class Library:
         device: str = "cpu",
         batch_size: int = 32,
         offline: bool = False,
+        model: str | Model | None = None,
+        store: MemoryStore | None = None,
     ) -> None:
         require(os.fspath(root) != "", "root", "a directory", root)
         _require_bounds(passage_tokens, overlap, language)
@@ -106,6 +116,8 @@ class Library:
         if isinstance(reranker, str):
             reranker = CrossEncoderReranker(reranker, device=device, offline=offline)
         self._reranker = reranker
+        self.reader: Reader | None = None if model is None else _reader_of(model, store, offline)
+        """How questions are answered; :mod:`xattn.library.readers` has others."""
         self._opened: Opened | None = None
         self._version: tuple[int, int] | None = None
         self._is_closed = False
@@ -207,6 +219,7 @@ class Library:
         :class:`~xattn.errors.LibraryBusyError` where another process writes, and
         :class:`~xattn.errors.MissingExtraError`.
         """
+        encode = self._remembering() if encode is None else encode
         require(is_whole(batch_passages, 1), "batch_passages", "at least 1", batch_passages)
         named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         with Seen() as seen:
@@ -247,6 +260,7 @@ class Library:
 
         The new text of a name replaces the one before.
         """
+        encode = self._remembering() if encode is None else encode
         for name in texts:
             fits = name != "" and not is_file_name(name)
             require(fits, "texts", "under names that are no absolute paths", name)
@@ -370,6 +384,84 @@ class Library:
         )
         return retriever.search(question, k, _with_paths(opened, where))
 
+    # Answering
+
+    def ask(
+        self,
+        question: str,
+        k: int = PASSAGES_FOUND,
+        where: Where | None = None,
+        **settings: Any,
+    ) -> Answer:
+        """An answer from the ``k`` passages that go best with ``question``, with what it rests on.
+
+        ``where`` is that of :meth:`search`, ``settings`` those of
+        :meth:`Model.generate <xattn.Model.generate>`. Raises what these raise;
+        :class:`~xattn.errors.LibraryError` where no passage is found, and
+        :class:`~xattn.errors.PromptError` where question and passages are longer than the model
+        reads.
+        """
+        reader = self._answering()
+        require_question(question)
+        passages = self._passages_for(question, k, where)
+        return self._checked(answer(reader, question, passages, **settings))
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        k: int = PASSAGES_FOUND,
+        where: Where | None = None,
+        **settings: Any,
+    ) -> list[Answer]:
+        """Several questions, decoded together; what they have in common is held once.
+
+        Raises as :meth:`ask`, before anything is answered.
+        """
+        several = not isinstance(questions, str) and len(questions) > 0
+        require(several, "questions", "a list of one text or more", questions)
+        if len(questions) == 1:
+            return [self.ask(questions[0], k, where, **settings)]
+        reader = self._answering()
+        for question in questions:
+            require_question(question)
+        asked = [(question, self._passages_for(question, k, where)) for question in questions]
+        return [self._checked(one) for one in answers(reader, asked, **settings)]
+
+    def _answering(self) -> Reader:
+        if self.reader is None:
+            raise UsageError(
+                "this library was opened without a model, and finds passages only; give `model`, "
+                "or set `reader`."
+            )
+        return self.reader
+
+    def _remembering(self) -> Encode | None:
+        """What makes the memories of new passages, where there is a store to keep them."""
+        reader = self.reader
+        if reader is None or reader.model.store is None:
+            return None
+
+        def encode(passages: Sequence[Passage]) -> None:
+            reader.model.remembered(reader.sources(passages))
+
+        return encode
+
+    def _passages_for(self, question: str, k: int, where: Where | None) -> list[Passage]:
+        found = [one.passage for one in self.search(question, k, where)]
+        if not found:
+            which = " that `where` lets be found" if where else ""
+            raise LibraryError(f"{self.root} has no passages{which}; there is nothing to read.")
+        return found
+
+    def _checked(self, found: Answer) -> Answer:
+        """The answer, its citations beside their files as these are now."""
+        citations = []
+        for citation in found.citations:
+            file = self.file(citation.passage.source)
+            known = file is not None and is_file_name(file.source)
+            citations.append(checked(citation, file.digest) if file and known else citation)
+        return replace(found, citations=tuple(citations))
+
     def files(self) -> Iterator[File]:
         """The documents that the library knows, by name."""
         yield from self._there().catalogue.files()
@@ -402,6 +494,14 @@ def _require_bounds(passage_tokens: Any, overlap: Any, language: Any) -> None:
     require(fits, "overlap", f"between 0 and {most // 2}, or None", overlap)
     known = language is None or language in LANGUAGES
     require(known, "language", f"one of {', '.join(LANGUAGES)}, or None", language)
+
+
+def _reader_of(model: str | Model, store: MemoryStore | None, offline: bool) -> Reader:
+    loaded = load(model, offline=offline) if isinstance(model, str) else model
+    require(isinstance(loaded, Model), "model", "what xattn.load returned, or a name", model)
+    if store is not None:
+        loaded.store = store
+    return reader_for(loaded)
 
 
 def _files_of(opened: Opened) -> Iterator[Path]:

@@ -1,0 +1,106 @@
+"""A library asked: from files to answers, and what is said of files that changed since."""
+
+import pytest
+
+import xattn
+from xattn.library.page import write_page
+from xattn.library.readers import PlainReader
+
+GRIS = (
+    "# The lighthouse\n\nThe lighthouse at Cape Gris was built in 1844 by Anna Verhoeven. "
+    "It is 41 metres high.\n\n# The harbour\n\nThe harbour has room for 60 boats.\n"
+)
+TABLE = "name,height\nGris lighthouse,41\n"
+
+
+@pytest.fixture(scope="module")
+def smol():
+    return xattn.load("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def library(smol, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "gris.md").write_text(GRIS)
+    (tmp_path / "docs" / "heights.csv").write_text(TABLE)
+    with (
+        xattn.MemoryStore(tmp_path / "store") as store,
+        xattn.Library(tmp_path / "corpus.xattn", model=smol, store=store) as library,
+    ):
+        library.add(tmp_path / "docs")
+        yield library
+        smol.store = None
+
+
+def test_an_answer_says_where_it_stands_in_the_file(library, tmp_path):
+    found = library.ask("Who built the lighthouse at Cape Gris?", k=2)
+    assert "Verhoeven" in found.text
+    first = found.citations[0]
+    assert first.standing == "as it was"
+    assert GRIS[first.start : first.end] == first.quote
+    assert "Verhoeven" in first.quote
+    assert first.passage.heading == ("The lighthouse",)
+    assert found.encoder_passes == 0  # they were read when they came in
+    assert "[1]" in found.with_footnotes()
+    assert str(tmp_path / "docs" / "gris.md") in str(found)
+
+
+def test_of_a_table_row_and_column_are_cited(library, tmp_path):
+    where = {"source": str(tmp_path / "docs" / "heights.csv")}
+    found = library.ask("How high is Gris lighthouse?", k=1, where=where)
+    assert "41" in found.text
+    cells = [(c.cell.row, c.cell.column, c.quote) for c in found.citations]
+    assert set(cells) <= {(1, "height", "41"), (1, "name", "Gris lighthouse")}
+    assert f"row {cells[0][0]}, column {cells[0][1]}" in found.citations[0].place
+
+
+def test_a_file_that_changed_or_is_gone_is_told(library, tmp_path):
+    question, file = "Who built the lighthouse at Cape Gris?", tmp_path / "docs" / "gris.md"
+    file.write_text(GRIS.replace("Anna", "Hanna"))
+    changed = library.ask(question, k=2).citations[0]
+    assert (changed.standing, "Anna Verhoeven" in changed.quote) == ("changed", True)
+    file.unlink()
+    gone = library.ask(question, k=2).citations[0]
+    assert (gone.standing, "Anna Verhoeven" in gone.quote) == ("gone", True)
+    file.write_text(GRIS.replace("Anna", "Hanna"))
+    library.add(tmp_path / "docs")
+    now = library.ask(question, k=2).citations[0]
+    assert (now.standing, "Hanna Verhoeven" in now.quote) == ("as it was", True)
+
+
+def test_several_questions_are_answered_as_alone(library):
+    questions = ["Who built the lighthouse at Cape Gris?", "How many boats fit into the harbour?"]
+    together = library.ask_many(questions, k=2)
+    alone = [library.ask(question, k=2) for question in questions]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [one.citations for one in together] == [one.citations for one in alone]
+
+
+def test_other_readers_and_more_passages_than_there_are(library, smol):
+    library.reader = PlainReader(smol)
+    found = library.ask("Who built the lighthouse at Cape Gris?", k=50)
+    assert found.reader == "plain"
+    assert len(found.passages) == len(library)
+
+
+def test_the_page_has_all_of_it(library, tmp_path):
+    found = library.ask("Who built the lighthouse at Cape Gris?", k=2)
+    page = write_page(found, tmp_path / "out" / "answer.html").read_text()
+    assert page.startswith("<!doctype html>")
+    for token in found.tokens:
+        for glance in token.glances:
+            assert f"id=p{glance.passage}-{glance.start}-{glance.end}>" in page
+    assert "https://" not in page
+
+
+def test_what_is_wrong_is_named(library, tmp_path):
+    with pytest.raises(xattn.UsageError, match="`question` must be text"):
+        library.ask("")
+    with pytest.raises(xattn.UsageError, match="`questions` must be a list of one text or more"):
+        library.ask_many("Who?")
+    bare = xattn.Library(tmp_path / "corpus.xattn")
+    with bare, pytest.raises(xattn.UsageError, match="opened without a model"):
+        bare.ask("Who?")
+    library.remove(tmp_path / "docs")
+    with pytest.raises(xattn.LibraryError, match="has no passages; there is nothing to read"):
+        library.ask("Who?")
