@@ -44,6 +44,8 @@ def test_public_names_are_these():
         *("PictureEncoder", "Table", "read_table", "Account", "Ledger", "plan"),
         *("Engine", "EngineStats", "Ticket", "EngineError", "CapacityError", "QueueFullError"),
         *("DeadlineError", "RequestCancelledError", "EngineClosedError", "Parallel"),
+        *("Library", "LibraryError", "LibraryBusyError", "LibraryFormatError"),
+        "LibraryMismatchError",
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None

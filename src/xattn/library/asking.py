@@ -16,7 +16,12 @@ from xattn.models.parallel import Parallel
 
 NEW_TOKENS = 64
 """Tokens of an answer, where nobody says."""
-SETTINGS: Mapping[str, Any] = {"max_new_tokens": NEW_TOKENS}
+SETTINGS: Mapping[str, Any] = {
+    "max_new_tokens": NEW_TOKENS,
+    "stop_strings": ["\n\n"],
+    "no_repeat_ngram_size": 8,
+}
+"""One paragraph, in which small models do not go round in circles."""
 
 
 def answer(
