@@ -2,9 +2,11 @@
 
 import json
 import os
+from urllib.parse import urlencode
 
 import pytest
 from corpora import WordEmbedder, write_corpus
+from servers import postgres_url
 
 from xattn.errors import (
     LibraryBusyError,
@@ -463,3 +465,44 @@ def test_a_second_writer_is_told_who_the_first_is(made, docs):
 def test_settings_out_of_their_bounds(tmp_path, settings):
     with pytest.raises(UsageError):
         Library(tmp_path / "l.xattn", embedder=WordEmbedder(), **settings)
+
+
+# On a server
+
+
+def test_a_library_on_a_server(tmp_path, docs):
+    from psycopg.conninfo import conninfo_to_dict
+
+    parts = conninfo_to_dict(postgres_url()) | {"password": "never kept"}
+    root, embedder = tmp_path / "l.xattn", WordEmbedder()
+    with Library(tmp_path / "here.xattn", embedder=embedder, **SETTINGS) as here:
+        here.add(docs)
+        local, found = said(here), [one.passage for one in here.search("castle siege", 5)]
+    with Library(root, embedder=embedder, database=as_url(parts), **SETTINGS) as library:
+        library.add(docs)
+        assert said(library) == local
+        assert [one.passage for one in library.search("castle siege", 5)] == found
+        assert "never kept" not in (root / "library.json").read_text()
+        assert not list(root.glob("*.lance"))
+        (docs / "rivers0.txt").unlink()
+        assert library.add(docs).removed == 1
+    with Library(root, embedder=embedder) as library:  # as it was kept
+        assert {one[0] for one in said(library)} == {one[0] for one in local} - {
+            str(docs / "rivers0.txt")
+        }
+        library._opened.index.drop()
+
+
+def as_url(parts):
+    """A connection string as a URL."""
+    names = urlencode({name: value for name, value in parts.items() if name != "dbname"})
+    return f"postgresql:///{parts['dbname']}?{names}"
+
+
+def test_a_server_that_does_not_answer(tmp_path, docs):
+    pytest.importorskip("psycopg")
+    library = Library(
+        tmp_path / "l.xattn", embedder=WordEmbedder(), database="postgresql://127.0.0.1:1/none"
+    )
+    with pytest.raises(LibraryError, match="does not answer"):
+        library.add(docs)

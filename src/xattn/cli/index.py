@@ -1,6 +1,5 @@
 """``xattn index``: documents into a library, so that answers can rest on them."""
 
-import json as json_
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from xattn.cli.console import Progress, print_json, print_line, print_note
 from xattn.cli.failures import FAILED
 from xattn.cli.options import Json, Offline
+from xattn.cli.where import scalar_of
 from xattn.errors import UsageError
 from xattn.readable import counted
 
@@ -185,17 +185,8 @@ def _metadata(given: list[str] | None) -> dict[str, Any] | None:
         name, sign, value = text.partition("=")
         if not sign or not name:
             raise UsageError(f"`--metadata` must be NAME=VALUE, but is {text!r} instead.")
-        found[name] = _scalar(value)
+        found[name] = scalar_of(value)
     return found
-
-
-def _scalar(value: str) -> Any:
-    """A number, or true or false, where it is one; else the text itself."""
-    try:
-        parsed = json_.loads(value)
-    except ValueError:
-        return value
-    return parsed if isinstance(parsed, bool | int | float) else value
 
 
 def _line(document: dict[str, Any], report: "Report") -> str:
