@@ -94,12 +94,15 @@ def _words(answer: Answer) -> Iterator[str]:
         inside = next((s for s in sentences if s.start <= at < s.end), None)
         text = html.escape(token.text[: max(0, len(answer.text) - at)])
         at += len(token.text)
-        if text:
+        notes = ""
+        if inside is not None and at >= inside.end:
+            notes = "".join(f"<sup>[{note}]</sup>" for note in inside.citations)
+        if text.strip():
             doubtful = inside is not None and not inside.is_supported
             kind = " class=unsupported" if doubtful else ""
-            yield f"<span tabindex=0 data-token={number}{kind}>{text}</span>"
-        if inside is not None and at >= inside.end:
-            yield "".join(f"<sup>[{number}]</sup>" for number in inside.citations)
+            yield f"<span tabindex=0 data-token={number}{kind}>{text}</span>{notes}"
+        else:
+            yield notes + text
 
 
 def _note(citation: Citation) -> str:
@@ -121,15 +124,20 @@ def _places(answer: Answer) -> dict[int, dict[int, int]]:
 
 
 def _article(index: int, passage: Passage, places: dict[int, int]) -> Iterator[str]:
-    above = " › ".join(part for part in (passage.title, *passage.heading) if part)
+    above = " › ".join(dict.fromkeys(part for part in (passage.title, *passage.heading) if part))
     where = passage.source if passage.page is None else f"{passage.source}, page {passage.page}"
-    yield f"<article><div class=faint>{html.escape(above)}<br>{html.escape(where)}</div><p>"
+    yield f"<article><div class=faint>{html.escape(above)}<br>{html.escape(where)}</div>"
+    yield f"<p>{''.join(_marked(index, passage.text, places))}</p></article>"
+
+
+def _marked(index: int, text: str, places: dict[int, int]) -> Iterator[str]:
+    """A passage's text, each place that some token looked at in an element of its own."""
     at = 0
     for start, end in sorted(places.items()):
-        yield html.escape(passage.text[at:start])
-        yield f"<i id={_name(index, start, end)}>{html.escape(passage.text[start:end])}</i>"
+        yield html.escape(text[at:start])
+        yield f"<i id={_name(index, start, end)}>{html.escape(text[start:end])}</i>"
         at = max(at, end)
-    yield html.escape(passage.text[at:]) + "</p></article>"
+    yield html.escape(text[at:])
 
 
 def _name(passage: int, start: int, end: int) -> str:
