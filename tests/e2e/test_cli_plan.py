@@ -1,14 +1,10 @@
-"""``xattn plan`` and ``xattn profile``, as they are typed."""
+"""``xattn plan``, as it is typed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from xattn.cli import main
-
-RECORDING = "examples/assets/recording.wav"
 
 
 def run(capsys, *arguments):
@@ -159,48 +155,3 @@ def test_training_is_planned_with_its_formulas(capsys):
     assert methods.keys() == {"graft", "lora", "full"}
     assert methods["full"]["trained"] == 134_515_008
     assert methods["lora"]["total_bytes"] < methods["full"]["total_bytes"]
-
-
-def test_a_profile_of_speech_is_close_to_its_plan(tmp_path):
-    """In a process of its own, as people run it."""
-    page, pictures = tmp_path / "page.html", tmp_path / "pictures"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "xattn", "profile", "whisper-tiny.en", "--input", RECORDING),
-            *("--num-beams", "2", "--max-new-tokens", "12", "--rounds", "2", "--json", "--offline"),
-            *("--lengths", "64,256", "--requests", "1,2,3"),
-            *("--html", str(page), "--pictures", str(pictures)),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    sizes = {(one["input"], one["what"]): one for one in found["sizes"]}
-    for one in sizes.values():
-        assert one["predicted"] == pytest.approx(one["measured"], rel=0.02)
-    assert {
-        ("audio", "states"),
-        ("inputs", "keys and values"),
-        ("model", "weights"),
-    } <= sizes.keys()
-    assert found["predicted_peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.1)
-    assert {"load", "encode", "project", "prefill", "step: cross-attention"} <= found[
-        "phases"
-    ].keys()
-    assert all(seconds >= 0 for seconds in found["phases"].values())
-    assert [one["positions"] for one in found["lengths"]] == [64, 256]
-    assert found["store"]["predicted_requests"] > 1
-    text = page.read_text()
-    assert text.startswith("<!doctype html>")
-    assert "http" not in text.replace("http://www.w3.org", "")
-    for name in ("phases", "bytes", "latency", "store"):
-        assert (pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_profile_says_what_it_lacks(capsys, tmp_path):
-    assert main(["profile", "whisper-tiny.en", "--input", str(tmp_path / "none.wav")]) == 2
-    assert "`--input` must be a file" in capsys.readouterr().err
-    assert main(["profile", "g2p-en"]) == 2
-    assert "`inputs` must be given" in capsys.readouterr().err

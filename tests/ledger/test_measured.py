@@ -7,10 +7,13 @@ import torch
 from xattn.decoding import Request
 from xattn.decoding.search import decode
 from xattn.decoding.settings import Settings
-from xattn.ledger import plan
+from xattn.ledger import plan, workspace
 from xattn.models.build import build
+from xattn.models.compiled import FEW
 from xattn.models.formats import huggingface
+from xattn.models.network import STAMP_WHOLE
 from xattn.models.state import DecodeState
+from xattn.profiling.allocation import Allocations
 from xattn.spec import FORMS, is_absorbed
 
 NEW_TOKENS = {5: 2, 17: 36, 40: 2}
@@ -136,3 +139,41 @@ def run(network, requests, beams, new_tokens, form):
         max_new_tokens=new_tokens, min_new_tokens=new_tokens, num_beams=beams, eos_token_id=()
     )
     return decode(network, requests, settings, None, form=form)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "length"), [("t5", 700), ("bart", 60), ("llama", 60)])
+def test_workspace_bounds_what_is_made_for_a_while(pairs, states, name, length, form, kernels):
+    """Encoding, a long prompt, steps and their choices: every tensor that torch makes."""
+    pair, beams, prompt = pairs(name), 4, (2, *[5] * 20)
+    network, spec = pair.ours, pair.ours.spec
+    if is_absorbed(form) and pair.decoder_only:
+        pytest.skip("keys and values are not absorbed")
+    with Allocations() as seen:
+        with seen.tagged("encode"):
+            [memory] = memories_of(pair, network, length, 1)
+        network.use_kernels = kernels
+        try:
+            with seen.tagged("decode"):
+                run(network, [Request(prompt, (memory,))], beams, 30, form)
+        finally:
+            network.use_kernels = True
+    ledger = plan(
+        spec,
+        {"document": len(memory)},
+        beams=beams,
+        form=form,
+        prompt_tokens=len(prompt),
+        new_tokens=30,
+    )
+    state = max(states, key=lambda one: one.size_bytes)
+    aliased = form == "absorbed" or (pair.decoder_only and form == "materialized")
+    held = state.size_bytes + (0 if aliased else state.cross_bytes)
+    needed = max(seen.working["encode"], seen.working["decode"] - held)
+    assert ledger.of("workspace") / 20 < needed <= ledger.of("workspace")
+
+
+def test_kernels_take_what_workspace_says_they_do():
+    assert workspace.KERNEL_TOKENS == FEW
+    assert workspace.LOOKED_AT == STAMP_WHOLE

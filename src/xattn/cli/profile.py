@@ -3,7 +3,7 @@
 import random
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from xattn.cli.console import print_json, print_line, print_note, print_table
 from xattn.cli.options import LOADING, Json, takes, whole_numbers
 from xattn.errors import UsageError
 from xattn.spec import Form
+
+if TYPE_CHECKING:
+    from xattn.profiling.run import Profile
 
 INPUTS, MEASURED, SHOWN = "What is attended to", "What is measured", "What is shown"
 TABLES = (".csv", ".tsv", ".tab")
@@ -50,9 +53,16 @@ PromptText = Annotated[
     str | None,
     typer.Option("--prompt", rich_help_panel=INPUTS, help="What the decoder goes on from."),
 ]
-Beams = Annotated[int, typer.Option("--num-beams", min=1, rich_help_panel=MEASURED)]
+Beams = Annotated[int, typer.Option("--num-beams", "--beams", min=1, rich_help_panel=MEASURED)]
 NewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, rich_help_panel=MEASURED, help="Tokens decoded.")
+    int,
+    typer.Option(
+        "--max-new-tokens",
+        "--new-tokens",
+        min=1,
+        rich_help_panel=MEASURED,
+        help="Tokens decoded.",
+    ),
 ]
 FormName = Annotated[
     Form, typer.Option("--form", rich_help_panel=MEASURED, help="How memories are read.")
@@ -111,7 +121,7 @@ def profile(
 
     What was measured stands beside what `xattn plan` says. The page needs no other file.
     """
-    from xattn.profiling.report import phase_rows, size_rows, store_sentence, write_page
+    from xattn.profiling.report import write_page
     from xattn.profiling.run import Wishes, profile
 
     if not model:
@@ -132,24 +142,35 @@ def profile(
 
         torch.set_num_threads(threads)
     found = profile(model, sources, wishes, loading=loading, say=print_note)
-    if html is not None or pictures is not None:
+    if json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+    if html is not None or pictures is not None:  # last: what was measured is shown by then
         from xattn.profiling.charts import draw_profile
 
         with tempfile.TemporaryDirectory() as temporary:
             stems = draw_profile(found, found.spec, pictures or Path(temporary))
             if html is not None:
                 write_page(found, stems, html)
-    if json:
-        print_json(found.to_dict())
-        return
-    print_table(("bytes", "foretold", "found", "difference"), size_rows(found))
-    print_line("")
-    print_table(("phase", "time"), phase_rows(found))
-    if found.store is not None:
-        print_line("\n" + store_sentence(found))
     for path in (html, pictures):
         if path is not None:
-            print_line(f"written to {path}")
+            print_note(f"written to {path}")
+
+
+def _print(found: "Profile") -> None:
+    """Tables of what was measured."""
+    from xattn.profiling import report
+
+    print_table(("bytes", "foretold", "found", "difference"), report.size_rows(found))
+    print_line("\n" + report.tensor_sentence(found))
+    print_table(report.TENSOR_HEADER, report.tensor_rows(found))
+    print_line("\nmost at the peak:")
+    print_table(report.HOLDER_HEADER, report.holder_rows(found))
+    print_line("")
+    print_table(("phase", "time"), report.phase_rows(found))
+    if found.store is not None:
+        print_line("\n" + report.store_sentence(found))
 
 
 def random_ids(count: int) -> list[int]:

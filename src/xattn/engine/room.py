@@ -7,7 +7,7 @@ import torch
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
-from xattn.ledger.workspace import encoding_bytes
+from xattn.ledger.workspace import encoding_bytes, torch_bytes, widest
 from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
@@ -24,10 +24,6 @@ SAMPLED = 10
 """What a sampler makes of the logits that it chooses from, in copies of them."""
 ENCODED_AT_ONCE = 512
 """Positions that are encoded between two steps, if one source is no longer."""
-WIDENED = 1024
-"""Positions of a narrow memory that torch makes wide at once."""
-THREAD_BYTES = 2**17
-"""What a thread of torch's attention has of its own."""
 
 
 class Room:
@@ -79,34 +75,20 @@ class Room:
         )
         if self._kernels and tokens <= (ROWS if tokens == rows else FEW):
             return numbers
-        return numbers + self._torch(tokens, longest + tokens, groups, max(lengths, default=0))
-
-    def _torch(self, tokens: int, seen: int, groups: int, positions: int) -> int:
-        """What torch makes more of than the kernels: a part of every row for each memory."""
-        own, cross = self._spec.self_attention, self._spec.cross_attention
-        cross = cross or own
-        heads = max(own.heads, cross.heads)
-        part = heads * (max(own.head_width, cross.head_width) + 2)
-        absorbed = 3 * heads * self._spec.memory_width if is_absorbed(self._form) else 0
-        relative = self._spec.position.kind == "relative"
-        bias = (2 * heads + 16 if relative else 4) * seen
-        numbers = tokens * ((groups + 6) * part + absorbed + bias)
-        if is_narrow(self._form):
-            blocks = 1 + positions // WIDENED
-            numbers += min(WIDENED, positions) * 4 * self._widest + 2 * tokens * blocks * part
-        return 4 * numbers + THREAD_BYTES * torch.get_num_threads()
-
-    @property
-    def _widest(self) -> int:
-        """Numbers of a position of keys or values of one layer, or of its states."""
-        attention = self._spec.cross_attention or self._spec.self_attention
-        width = attention.kv_heads * attention.head_width
-        return max(width, self._spec.memory_width) if is_absorbed(self._form) else width
+        return numbers + torch_bytes(
+            self._spec,
+            self._form,
+            tokens,
+            longest + tokens,
+            groups,
+            max(lengths, default=0),
+            threads=torch.get_num_threads(),
+        )
 
     def _projecting(self, positions: int) -> int:
         """One layer of a memory before it is where it stays, and wide weights of narrow layers."""
         copies = 6 if is_narrow(self._form) else 2
-        return 4 * copies * positions * self._widest + self._weights
+        return 4 * copies * positions * widest(self._spec, self._form) + self._weights
 
     def _choosing(self, jobs: Collection[Job]) -> int:
         """What courses make of logits, one after the other, and rows of the few allowed tokens."""

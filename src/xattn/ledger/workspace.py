@@ -1,39 +1,115 @@
 """Room for what is between a pass's input and its output: an upper bound, from shapes.
 
+An engine foretells its own with the same pieces, for the jobs and threads that it has.
+
 Axes: P positions that go through an encoder together, D model width.
 """
 
 from collections.abc import Sequence
 
-from xattn.counts import matrices, weight_bytes
+from xattn.counts import decoder_matrices, encoder_matrices, matrices, parameters, weight_bytes
 from xattn.ledger.account import Setting
 from xattn.ledger.amounts import Amount
-from xattn.spec import EncoderSpec, ModelSpec
+from xattn.spec import DecoderSpec, EncoderSpec, Form, ModelSpec, is_absorbed, is_narrow
 
 TOGETHER = 4096
 """Positions that go through an encoder in one pass, unless one source alone has more."""
 BLOCK = 1024
 """Positions that go through a feed-forward together."""
+KERNEL_TOKENS = 64
+"""Tokens of a pass up to which the compiled kernels take it; beyond, torch does."""
+WIDENED = 1024
+"""Positions of a narrow memory that torch makes wide at once."""
+THREAD_BYTES = 2**17
+"""What a thread of torch's attention has of its own."""
+LOOKED_AT = 2**22
+"""Weights of so many numbers are looked at entirely to see whether one changed."""
 
 
 def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> int:
-    """The larger of what encoding and decoding take for a while."""
-    decoder, reading = spec.decoder, sum(amount.total for amount in amounts)
+    """The largest of what encoding, decoding and looking at the weights take for a while."""
+    decoder, form = spec.decoder, setting.form
     fed = max(setting.rows, setting.batch * setting.prompt_tokens)
-    logits, seen = setting.rows, setting.prompt_tokens + setting.new_tokens
-    decoding = decoder.step_bytes(
+    decoding = _pass_bytes(
+        decoder,
         fed,
-        logits,
-        seen,
-        reading,
+        setting.rows,
+        setting.prompt_tokens + setting.new_tokens,
+        sum(amount.total for amount in amounts),
         memories=sum(amount.memories for amount in amounts),
-        form=setting.form,
+        form=form,
     )
-    if spec.encoder is None or not amounts:
-        return decoding
-    longest = max(amount.encoded for amount in amounts)
+    longest = max((amount.encoded for amount in amounts), default=0)
     several = sum(amount.memories * amount.encoded for amount in amounts) * setting.copies
-    return max(decoding, encoding_bytes(spec.encoder, max(longest, min(several, TOGETHER))))
+    if spec.encoder is not None:
+        encoding = encoding_bytes(spec.encoder, max(longest, min(several, TOGETHER)))
+    else:
+        encoding = _pass_bytes(decoder, longest, 0, longest, 0, memories=0, form="materialized")
+    return max(decoding, encoding if amounts else 0, looking_bytes(spec))
+
+
+def _pass_bytes(
+    decoder: DecoderSpec,
+    tokens: int,
+    logits: int,
+    seen: int,
+    positions: int,
+    *,
+    memories: int,
+    form: Form,
+) -> int:
+    """One pass of the decoder, on one thread."""
+    found = decoder.step_bytes(tokens, logits, seen, positions, memories=memories, form=form)
+    if tokens <= KERNEL_TOKENS:
+        return found
+    return found + torch_bytes(decoder, form, tokens, seen + tokens, memories, positions)
+
+
+def torch_bytes(
+    decoder: DecoderSpec,
+    form: Form,
+    tokens: int,
+    seen: int,
+    groups: int,
+    positions: int,
+    *,
+    threads: int = 1,
+) -> int:
+    """What torch makes more of than the kernels: a part of every row for each of ``groups``
+    memories, of which the longest has ``positions``; a row sees ``seen`` tokens."""
+    own = decoder.self_attention
+    cross = decoder.cross_attention or own
+    heads = max(own.heads, cross.heads)
+    part = heads * (max(own.head_width, cross.head_width) + 2)
+    absorbed = 3 * heads * decoder.memory_width if is_absorbed(form) else 0
+    relative = decoder.position.kind == "relative"
+    bias = (2 * heads + 16 if relative else 4) * seen
+    numbers = tokens * ((groups + 6) * part + absorbed + bias)
+    if is_narrow(form):
+        blocks = 1 + positions // WIDENED
+        numbers += min(WIDENED, positions) * 4 * widest(decoder, form) + 2 * tokens * blocks * part
+    return 4 * numbers + THREAD_BYTES * threads
+
+
+def widest(decoder: DecoderSpec, form: Form) -> int:
+    """Numbers of a position of keys or values of one layer, or of its states."""
+    attention = decoder.cross_attention or decoder.self_attention
+    width = attention.kv_heads * attention.head_width
+    return max(width, decoder.memory_width) if is_absorbed(form) else width
+
+
+def looking_bytes(spec: ModelSpec) -> int:
+    """Numbers of the weights that tell whether one changed, once apart and once together.
+
+    They are all, or of a large model one of each row and column, and the places of those.
+    """
+    if parameters(spec) <= LOOKED_AT:
+        return 8 * parameters(spec)
+    stacks = [decoder_matrices(spec.decoder)]
+    if spec.encoder is not None:
+        stacks.append(encoder_matrices(spec.encoder))
+    sizes = (sum(one.times * max(one.outputs, one.inputs) for one in stack) for stack in stacks)
+    return 2 * 8 * max(sizes)
 
 
 def encoding_bytes(spec: EncoderSpec, positions: int) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from xattn.ledger import plan
 from xattn.ledger.charts import COLOURS, new_figure, tidy
-from xattn.profiling.run import Profile
+from xattn.profiling.run import Profile, most_positions
+from xattn.readable import counted
 from xattn.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ _PHASES = {
     "prefill": "#9b5fb5",
 }
 _STEP = "#b5485f"
-POWERS = range(8, 16)
+MOST_NAMED = 30
+MOST_DRAWN, POINTS = 16384, 9
 
 
 def draw_profile(profile: Profile, spec: ModelSpec, directory: Path) -> dict[str, Path]:
@@ -61,7 +63,8 @@ def phases(profile: Profile) -> "Figure":
         for name, value in profile.phases.items()
         if name.startswith("step: ")
     ]
-    figure = new_figure(WIDTH, 1.7 + 0.42 * (len(before) + len(step)))
+    figure = new_figure(WIDTH, 2.3 + 0.42 * (len(before) + len(step)))
+    _title(figure, profile, "Time by phase, measured")
     ratios = [len(before), len(step)]
     above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": ratios})
     _bars(above, before, [_PHASES[name] for name, _ in before], "milliseconds, once")
@@ -88,10 +91,15 @@ def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
     kinds = list(dict.fromkeys(kinds))
     if not kinds:
         return None
-    figure = new_figure(WIDTH, 3.4 * len(kinds))
-    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
     setting = profile.ledger.setting
-    lengths = [2**power for power in POWERS]
+    most = most_positions(spec, setting.prompt_tokens + setting.new_tokens)
+    most = MOST_DRAWN if most is None else min(MOST_DRAWN, most)
+    if most < POINTS:
+        return None
+    figure = new_figure(WIDTH, 0.6 + 3.4 * len(kinds))
+    _title(figure, profile, "Bytes over length, predicted")
+    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
+    lengths = [max(1, most * point // (POINTS - 1)) for point in range(POINTS)]
     for axes, kind in zip(panels, kinds, strict=True):
         ledgers = [
             plan(
@@ -110,7 +118,8 @@ def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
         stacks = [[ledger.of(what) / 2**20 for ledger in ledgers] for what in whats[::-1]]
         colours = [COLOURS[what] for what in whats[::-1]]
         axes.stackplot(lengths, stacks, labels=whats[::-1], colors=colours)
-        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_locator(_few_ticks())
         axes.set_xlim(lengths[0], lengths[-1])
         axes.set_ylim(bottom=0)
         axes.set_xlabel(f"positions of {kind}", fontsize=LETTERS)
@@ -124,6 +133,8 @@ def _whole_inputs(spec: ModelSpec, kind: str, positions: int) -> dict[str, Any]:
     """So many positions, in as many sources as an encoder with a limit needs."""
     encoder = spec.encoder
     limit = None if encoder is None else encoder.position.limit
+    if encoder is not None and encoder.audio is not None:
+        limit = encoder.audio.positions
     if limit is None or positions <= limit:
         return {kind: positions}
     return {kind: (-(-positions // limit), limit)}
@@ -133,7 +144,8 @@ def latency(profile: Profile) -> "Figure | None":
     """Milliseconds of a step over the length of a memory, each kind a line."""
     if not profile.lengths:
         return None
-    figure = new_figure(WIDTH, 3.6)
+    figure = new_figure(WIDTH, 4.0)
+    _title(figure, profile, "A step over length, measured")
     axes: Any = figure.subplots()
     for kind in dict.fromkeys(one.kind for one in profile.lengths):
         some = [one for one in profile.lengths if one.kind == kind]
@@ -141,6 +153,8 @@ def latency(profile: Profile) -> "Figure | None":
         axes.plot(xs, ys, "o-", color=KIND_COLOURS[kind], label=kind, linewidth=1.6)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.15 * max(1e3 * one.seconds for one in profile.lengths))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_locator(_few_ticks())
     axes.set_xlabel("positions of the memory", fontsize=LETTERS)
     axes.set_ylabel("milliseconds a step", fontsize=LETTERS)
     axes.legend(fontsize=LETTERS - 1, frameon=False)
@@ -149,18 +163,34 @@ def latency(profile: Profile) -> "Figure | None":
     return figure
 
 
+def _title(figure: "Figure", profile: Profile, what: str) -> None:
+    """What is drawn, and of what."""
+    model, wishes = Path(profile.model).name, profile.wishes
+    if len(model) > MOST_NAMED:
+        model = f"{model[: MOST_NAMED - 1]}…"
+    about = f"{model}, {wishes.form}, {counted(wishes.beams, 'beam')}"
+    figure.suptitle(f"{what}\n{about}", fontsize=LETTERS, x=0.02, ha="left")
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
+
+
 def store(profile: Profile) -> "Figure | None":
     """Seconds for so many requests with and without a store, and where they should meet."""
     times = profile.store
     if times is None:
         return None
-    figure = new_figure(WIDTH, 3.6)
+    figure = new_figure(WIDTH, 4.0)
+    _title(figure, profile, "A store on disk or none, measured")
     axes: Any = figure.subplots()
     counts = [count for count, _, _ in times.measured]
     axes.plot(counts, [a for _, a, _ in times.measured], "o-", color="#7a7a7a", label="no store")
     axes.plot(counts, [b for _, _, b in times.measured], "o-", color="#1b6ca8", label="a store")
     if times.predicted_requests <= max(counts):
-        label = f"foretold: {times.predicted_requests:.2f} requests"
+        label = f"predicted to meet: {times.predicted_requests:.2f} requests"
         axes.axvline(times.predicted_requests, color=_STEP, linestyle="--", label=label)
     axes.set_xlim(left=0)
     axes.set_xticks(counts)

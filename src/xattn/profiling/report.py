@@ -20,6 +20,7 @@ p { margin: .4rem 0; max-width: 46rem; }
 .faint { color: var(--faint); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+tr:hover td { background: #f6f6f6; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td + td, th + th { text-align: right; }
 td + td { white-space: nowrap; }
@@ -28,11 +29,40 @@ td + td { white-space: nowrap; }
 figure { margin: 0; }
 figure img { width: 100%; max-width: 40rem; height: auto; }
 figcaption { color: var(--faint); font-size: .9rem; }
-@media (max-width: 30rem) { .pictures { grid-template-columns: 1fr; } body { padding: .6rem; } }
+@media (max-width: 30rem) {
+  .pictures { grid-template-columns: 1fr; }
+  body { padding: .6rem; }
+  /* A row is a card: its first cell above, the others below each other with their names. */
+  table, tbody, tr, td { display: block; }
+  tr:first-child { display: none; }
+  tr { border-bottom: 1px solid var(--line); padding: .45rem 0; }
+  td, td + td { border: 0; padding: .08rem 0; white-space: normal; text-align: left; }
+  td:first-child { font-weight: 600; overflow-wrap: anywhere; }
+  td + td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
+  td + td::before { content: attr(data-name); color: var(--faint); text-align: left; }
+  td:empty { display: none; }
+}
 """
+PHASES = {
+    "load": "reading the weights, once",
+    "canonicalise": "making the sources model inputs, and naming them",
+    "encode": "the encoder's pass over all sources",
+    "project": "keys and values of every layer, made of the states",
+    "prefill": "the decoder's first pass, over the prompt",
+    "step": "one token of each beam, in any of the passes after the first",
+    "step: self-attention": "of the tokens so far",
+    "step: cross-attention": "reading the memories",
+    "step: feed-forward": "of all layers",
+    "step: vocabulary": "embeddings, and logits of the new token",
+    "step: between": "of a pass, what is no part above: masks, positions, calls",
+    "step: search": "outside of the pass: choosing tokens, moving beams, ending",
+    "search": "all of decoding but the passes: choosing tokens, moving beams, ending",
+    "elsewhere": "in no phase",
+}
+"""What each phase is."""
 CAPTIONS = {
     "phases": "Time by phase: medians. What comes before the first token, and the parts of a step.",
-    "bytes": "Bytes against length, by the ledger, everything else as it was measured.",
+    "bytes": "Bytes against length, predicted by the ledger, everything else as it was measured.",
     "latency": "A step of the decoder against the length of the memory that it reads.",
     "store": "Encoding the same inputs again, against finding them in a store on disk.",
 }
@@ -54,8 +84,15 @@ def _page(profile: Profile, pictures: Mapping[str, Path]) -> Iterator[str]:
     yield f"<p class=faint>{html.escape(_about(profile))}</p>"
     yield "<h2>Bytes, foretold and found</h2>"
     yield from _table(("what", "foretold", "found", "difference"), size_rows(profile))
+    yield "<h2>Tensors by phase</h2>"
+    yield f"<p>{html.escape(tensor_sentence(profile))}</p>"
+    yield from _table(TENSOR_HEADER, tensor_rows(profile))
+    yield "<h2>Who holds most at the peak</h2>"
+    yield from _table(HOLDER_HEADER, holder_rows(profile))
     yield "<h2>Time by phase</h2>"
-    yield from _table(("phase", "time"), phase_rows(profile))
+    yield from _table(
+        ("phase", "time", "what it is"), [(*row, PHASES[row[0]]) for row in phase_rows(profile)]
+    )
     if profile.store is not None:
         yield "<h2>When a store pays</h2>"
         yield f"<p>{html.escape(store_sentence(profile))}</p>"
@@ -106,7 +143,44 @@ def size_rows(profile: Profile) -> list[tuple[str, str, str, str]]:
         rows.append(
             ("process: peak in RAM", readable_bytes(predicted), readable_bytes(found), share)
         )
+    tensors = profile.tensors
+    rows.append(
+        (
+            "model: workspace, at most",
+            readable_bytes(tensors.predicted_workspace_bytes),
+            readable_bytes(tensors.workspace_bytes),
+            "a bound",
+        )
+    )
     return rows
+
+
+TENSOR_HEADER = ("phase", "at most", "left at its end")
+HOLDER_HEADER = ("phase", "asked for by", "tensors", "bytes")
+
+
+def tensor_rows(profile: Profile) -> list[tuple[str, str, str]]:
+    """What each phase allocated, at most and in the end."""
+    return [
+        (one.tag, readable_bytes(one.peak), readable_bytes(one.resident))
+        for one in profile.tensors.tags
+    ]
+
+
+def holder_rows(profile: Profile) -> list[tuple[str, str, str, str]]:
+    """The largest that were there when all tensors together took most."""
+    return [
+        (one.tag, one.owner, f"{one.count:,}", readable_bytes(one.bytes))
+        for one in profile.tensors.at_peak
+    ]
+
+
+def tensor_sentence(profile: Profile) -> str:
+    """What the tables of tensors count."""
+    return (
+        f"Once it was loaded, tensors took {readable_bytes(profile.tensors.peak_bytes)} at most, "
+        "counted in a pass of its own."
+    )
 
 
 def phase_rows(profile: Profile) -> list[tuple[str, str]]:
@@ -119,16 +193,18 @@ def store_sentence(profile: Profile) -> str:
     times = profile.store
     assert times is not None
     costs = (
-        f"Encoding takes {1e3 * times.encode_seconds:,.1f} ms, writing the memories "
-        f"{1e3 * times.put_seconds:,.1f} ms, reading them {1e3 * times.get_seconds:,.1f} ms. "
+        f"Preparing and encoding takes {1e3 * times.encode_seconds:,.1f} ms, preparing and reading "
+        f"{1e3 * times.get_seconds:,.1f} ms, writing {1e3 * times.put_seconds:,.1f} ms. "
     )
     if times.predicted_requests == float("inf"):
         return costs + "Reading is no quicker than encoding: a store never pays here."
     found = times.measured_requests
-    seen = "no number that was tried" if found is None else counted(found, "request")
+    seen = "no number that was tried" if found is None else f"{found:.2f}"
     return costs + (
         f"So a store should be quicker from {times.predicted_requests:.2f} requests on; in the "
-        f"sweep over {', '.join(str(count) for count, _, _ in times.measured)} it was from {seen}."
+        f"sweep over {', '.join(str(count) for count, _, _ in times.measured)} it was from {seen}. "
+        f"Memories were asked for {counted(times.hits + times.misses, 'time')} there: "
+        f"{counted(times.hits, 'hit')}, {times.misses} not in the store."
     )
 
 
@@ -143,5 +219,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
     yield "<div class=wide><table>"
     yield "<tr>" + "".join(f"<th>{html.escape(cell)}" for cell in header)
     for row in rows:
-        yield "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row)
+        cells = zip(header, row, strict=True)
+        yield "<tr>" + "".join(
+            f'<td data-name="{html.escape(name)}">{html.escape(cell)}' for name, cell in cells
+        )
     yield "</table></div>"

@@ -4,11 +4,11 @@ Axes: S positions of a memory, D its width.
 """
 
 import math
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,13 +24,15 @@ from xattn.model import Model, load
 from xattn.models.clock import PARTS
 from xattn.models.encode import Prepared
 from xattn.native.process import peak_bytes, resident_bytes
-from xattn.profiling.watch import Watched, watched
+from xattn.profiling.allocation import Allocations, Held, Tagged
+from xattn.profiling.stores import StoreTimes, compare
+from xattn.profiling.watch import Around, Watched, watched
 from xattn.spec import FORMS, Form, ModelSpec
-from xattn.store import MemoryStore
 
 ROUNDS, STEPS_TIMED = 5, 7
 LENGTHS = (256, 1024, 4096, 16384)
 REQUESTS = (1, 2, 4, 8)
+MOST_LENGTH, MOST_REQUESTS = 2**22, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +54,10 @@ class Wishes:
         for name in ("beams", "new_tokens", "rounds"):
             value = getattr(self, name)
             require(is_whole(value, 1), name, "a whole number, at least 1", value)
-        for name in ("lengths", "requests"):
+        for name, most in (("lengths", MOST_LENGTH), ("requests", MOST_REQUESTS)):
             values = getattr(self, name)
-            fits = all(is_whole(value, 1) for value in values)
-            require(fits, name, "whole numbers, at least 1", values)
+            fits = all(is_whole(value, 1) and value <= most for value in values)
+            require(fits, name, f"whole numbers from 1 to {most}", values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,25 +87,19 @@ class StepTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreTimes:
-    """What a store on disk saves, and from which request on."""
+class TensorBytes:
+    """What torch allocated in a pass of its own, the model's loading with it."""
 
-    encode_seconds: float
-    """Of all inputs."""
-    put_seconds: float
-    """Writing their memories, once."""
-    get_seconds: float
-    """Reading them back."""
-    predicted_requests: float
-    """Requests for the same inputs from which a store is quicker; infinite where it never is."""
-    measured: tuple[tuple[int, float, float], ...]
-    """Requests, seconds without a store, seconds with one."""
-
-    @property
-    def measured_requests(self) -> int | None:
-        """The first number in the sweep for which a store was quicker; None if none was."""
-        quicker = (count for count, without, with_one in self.measured if with_one < without)
-        return next(quicker, None)
+    tags: tuple[Tagged, ...]
+    """By phase."""
+    peak_bytes: int
+    """After loading, at most."""
+    at_peak: tuple[Held, ...]
+    """The largest holders then."""
+    workspace_bytes: int
+    """What encoding or decoding needed for a while, beyond what is held."""
+    predicted_workspace_bytes: int
+    """At most, says the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +122,7 @@ class Profile:
     """In RAM before the model was loaded: Python, torch, and this package."""
     predicted_peak_bytes: int | None
     peak_bytes: int
+    tensors: TensorBytes
     lengths: tuple[StepTime, ...]
     store: StoreTimes | None
     ledger: Ledger
@@ -136,8 +133,10 @@ class Profile:
         found = asdict(self)
         del found["spec"]
         found["ledger"] = self.ledger.to_rows()
-        if self.store is not None and math.isinf(self.store.predicted_requests):
-            found["store"]["predicted_requests"] = None
+        if self.store is not None:
+            found["store"]["measured_requests"] = self.store.measured_requests
+            if math.isinf(self.store.predicted_requests):
+                found["store"]["predicted_requests"] = None
         return found
 
 
@@ -156,6 +155,20 @@ def profile(
     Peaks are those of a fresh process: call this in one.
     """
     given = dict(loading or {})
+    found = _measured(name, sources, wishes, given, say)
+    # Only now, so that two copies of the weights are never there at once.
+    say("counting tensors")
+    return Profile(**found, tensors=_tensors(name, sources, wishes, given, found["ledger"]))
+
+
+def _measured(
+    name: str,
+    sources: Sequence[Any],
+    wishes: Wishes,
+    given: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Fields of a profile: all but what tensors take."""
     _warm_up()
     base, begun = resident_bytes(), time.perf_counter()
     say(f"loading {name}")
@@ -165,22 +178,24 @@ def profile(
         raise UsageError("`inputs` must be given: this model attends to something.")
     say("encoding and decoding")
     run = _Run(model, sources, wishes)
-    phases |= run.once()
+    phases |= run.timed()
     peak = peak_bytes()
-    found = _median([phases, *(run.once() for _ in range(wishes.rounds - 1))])
+    found = _median([phases, *(run.timed() for _ in range(wishes.rounds - 1))])
     ledger = run.planned(given.get("quantize"))
     predicted = None
     if base is not None:
         extra = loading_bytes(model.spec, quantize=given.get("quantize"))
-        weights = ledger.of("weights")
-        predicted = base + max(weights + extra, ledger.total_bytes)
+        predicted = base + max(ledger.of("weights") + extra, ledger.total_bytes)
     say("timing steps over other lengths")
     lengths = tuple(run.over_lengths())
-    say("comparing a store with none")
-    store = run.with_store() if run.memories and wishes.requests else None
-    return Profile(
+    store = None
+    if run.memories and wishes.requests:
+        say("comparing a store with none")
+        encoding = found["canonicalise"] + found["encode"]
+        store = compare(model, run.prepared, wishes.requests, encode_seconds=encoding)
+    return dict(
         model=name,
-        parameters_dtype=given.get("quantize") or str(model.network.dtype).removeprefix("torch."),
+        parameters_dtype=given.get("quantize") or dtype_of(model),
         inputs=tuple((KIND_OF[m.modality], m.label, len(m)) for m in run.memories),
         wishes=wishes,
         threads=torch.get_num_threads(),
@@ -199,6 +214,28 @@ def profile(
     )
 
 
+def _tensors(
+    name: str, sources: Sequence[Any], wishes: Wishes, given: Mapping[str, Any], ledger: Ledger
+) -> TensorBytes:
+    """Load and run it again, with every allocation noted: that takes time, so nothing is timed."""
+    with Allocations() as seen:
+        with seen.tagged("load"):
+            model = load(name, **given)
+            seen.note((*model.network.parameters(), *model.network.buffers()))
+        seen.begin_again()
+        run = _Run(model, sources, wishes)
+        run.once(seen.tagged)
+    # What decoding gave back holds the cache, too.
+    decoding = seen.working["search"] - run.watched.cache_bytes
+    return TensorBytes(
+        tags=seen.tags(),
+        peak_bytes=seen.peak_bytes,
+        at_peak=seen.largest(),
+        workspace_bytes=max(seen.working["encode"], decoding),
+        predicted_workspace_bytes=ledger.of("workspace"),
+    )
+
+
 class _Run:
     """A model, what it is given, and what came of it."""
 
@@ -213,20 +250,29 @@ class _Run:
         """Whether steps ran through the compiled kernels."""
         return any(state.native is not None for state in self.watched.states)
 
-    def once(self) -> dict[str, float]:
-        """Canonicalise, encode, project and decode; seconds of each, and of a step's parts."""
-        model, wishes = self._model, self._wishes
-        found: dict[str, float] = {}
-        prepared = _timed(found, "canonicalise", self._prepared)
-        self.memories = _timed(found, "encode", lambda: model.encode_prepared(prepared))
-        _timed(found, "project", self._pin)
-        with watched(model.network) as seen:
-            answer = _timed(found, "decode", self._answer)
+    def once(self, around: Around) -> None:
+        """Canonicalise, encode, project and decode, each within ``around`` its name."""
+        model = self._model
+        with around("canonicalise"):
+            prepared = self.prepared()
+        with around("encode"):
+            self.memories = model.encode_prepared(prepared)
+        with around("project"):
+            self._pin()
+        with watched(model.network, around) as seen, around("search"):
+            answer = self._answer()
         for memory in self.memories:
-            model.unpin_projection(memory, form=wishes.form)
+            model.unpin_projection(memory, form=self._wishes.form)
         self.watched, self.tokens, self.text = seen, len(answer.tokens), answer.text
         self.prompt_tokens = max(1, len(answer.prompt))
-        decoding = found.pop("decode")
+
+    def timed(self) -> dict[str, float]:
+        """Seconds of each phase, and of a step's parts."""
+        watch = Stopwatch()
+        self.once(watch.phase)
+        found, seen = watch.seconds, self.watched
+        decoding = found.pop("search")
+        found.pop("step", None)
         prompt, *steps = seen.step_seconds
         found["prefill"] = prompt
         count = max(1, len(steps))
@@ -237,7 +283,8 @@ class _Run:
         found["step: search"] = max(0.0, decoding - prompt - sum(steps)) / count
         return found
 
-    def _prepared(self) -> list[Prepared]:
+    def prepared(self) -> list[Prepared]:
+        """Sources in their canonical form, as model inputs."""
         return self._model.prepare_batch(self._sources) if self._sources else []
 
     def _pin(self) -> None:
@@ -256,11 +303,11 @@ class _Run:
 
     def planned(self, quantize: str | None) -> Ledger:
         """What the ledger says of this."""
-        positions: dict[str, int] = {}
-        for memory in self.memories:
-            kind = KIND_OF[memory.modality]
-            positions[kind] = positions.get(kind, 0) + len(memory)
-        dtype = str(self._model.network.dtype).removeprefix("torch.")
+        lengths = Counter((KIND_OF[m.modality], len(m)) for m in self.memories)
+        positions: dict[str, list[tuple[int, int]]] = {}
+        for (kind, length), count in lengths.items():
+            positions.setdefault(kind, []).append((count, length))
+        dtype = dtype_of(self._model)
         return plan(
             self._model.spec,
             positions,
@@ -306,10 +353,12 @@ class _Run:
         first: dict[str, Memory] = {}
         for memory in self.memories:
             first.setdefault(KIND_OF[memory.modality], memory)
+        most = most_positions(self._model.spec, self._wishes.new_tokens)
         return [
             self._step_over(kind, memory, length)
             for kind, memory in first.items()
             for length in self._wishes.lengths
+            if most is None or length <= most
         ]
 
     @torch.inference_mode()
@@ -336,63 +385,37 @@ class _Run:
             kind=kind, positions=length, seconds=median(seconds[1:]), bytes=state.cross_bytes
         )
 
-    def with_store(self) -> StoreTimes:
-        """Requests for the same inputs, each process starting with nothing in RAM."""
-        found: dict[str, float] = {}
-        with tempfile.TemporaryDirectory() as directory:
-            prepared = self._prepared()
-            memories = _timed(
-                found, "encode", lambda: self._model.encode_prepared(self._prepared())
-            )
-            with MemoryStore(Path(directory) / "one", ram_bytes=0) as store:
-                _timed(found, "put", lambda: [store.put(memory) for memory in memories])
-                _timed(found, "get", lambda: [store.get(item.key) for item in prepared])
-            measured = tuple(
-                self._compared(count, Path(directory)) for count in self._wishes.requests
-            )
-        saved = found["encode"] - found["get"]
-        return StoreTimes(
-            encode_seconds=found["encode"],
-            put_seconds=found["put"],
-            get_seconds=found["get"],
-            predicted_requests=1 + found["put"] / saved if saved > 0 else math.inf,
-            measured=measured,
-        )
 
-    def _compared(self, count: int, directory: Path) -> tuple[int, float, float]:
-        """Medians of three tries each, in turns."""
-        tries = [
-            (self._without(count), self._with(count, directory / f"{count}-{n}")) for n in range(3)
-        ]
-        return count, median(a for a, _ in tries), median(b for _, b in tries)
+class Stopwatch:
+    """Seconds of phases, by their names."""
 
-    def _encoded(self) -> list[Memory]:
-        return self._model.encode_prepared(self._prepared())
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
 
-    def _without(self, count: int) -> float:
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What happens in this block is of this phase, and of those around it."""
         begun = time.perf_counter()
-        for _ in range(count):
-            self._encoded()
-        return time.perf_counter() - begun
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
-    def _with(self, count: int, directory: Path) -> float:
-        with MemoryStore(directory, ram_bytes=0) as store:
-            begun = time.perf_counter()
-            for _ in range(count):
-                store.get_or_encode_prepared(self._model, self._prepared())
-            return time.perf_counter() - begun
+
+def dtype_of(model: Model) -> str:
+    """Number format of a model's weights, as plans name it."""
+    return str(model.network.dtype).removeprefix("torch.")
+
+
+def most_positions(spec: ModelSpec, new_tokens: int) -> int | None:
+    """Positions that a memory of a decoder-only model may have, so that an answer finds room."""
+    limit = spec.decoder.position.limit
+    if spec.decoder.cross_attention is not None or limit is None:
+        return None
+    return max(0, limit - new_tokens - 1)
 
 
 def _warm_up() -> None:
     """What torch takes at its first product is not the model's."""
     torch.randn(256, 256) @ torch.randn(256, 256)
-
-
-def _timed(found: dict[str, float], name: str, work: Callable[[], Any]) -> Any:
-    begun = time.perf_counter()
-    result = work()
-    found[name] = time.perf_counter() - begun
-    return result
 
 
 def _median(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Watching a network decode: the states that are made, and how long each step takes."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +32,16 @@ class Watched:
         return max((state.cross_bytes for state in self.states), default=0)
 
 
+Around = Callable[[str], AbstractContextManager[None]]
+"""What a phase of this name runs within."""
+
+
 @contextmanager
-def watched(network: Network) -> Iterator[Watched]:
-    """Look at what ``network`` does until the end of the block. It is slowed by microseconds."""
+def watched(network: Network, around: Around = nullcontext) -> Iterator[Watched]:
+    """Look at what ``network`` does until the end of the block. It is slowed by microseconds.
+
+    Each pass runs within ``around("prefill")`` or, after the first, ``around("step")``.
+    """
     seen, clock = Watched(), Clock()
     start, step = network.start, network.step
 
@@ -45,7 +52,8 @@ def watched(network: Network) -> Iterator[Watched]:
 
     def stepped(*args: Any, **named: Any) -> Any:
         before, begun = clock.seconds, time.perf_counter()
-        logits = step(*args, **named)
+        with around("step" if seen.step_seconds else "prefill"):
+            logits = step(*args, **named)
         seen.step_seconds.append(time.perf_counter() - begun)
         after = clock.seconds
         seen.parts.append({part: after[part] - before[part] for part in after})
