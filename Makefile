@@ -73,6 +73,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/forms.py
 	$(BIN)/python benchmarks/quantised.py
+	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python benchmarks/fit.py
 	$(BIN)/xattn bench
 
 clean:

@@ -3,9 +3,11 @@
     python benchmarks/fit.py [--budget 1 --budget 2]
 
 The shape of T5-base, random weights. For each budget beyond the weights, `fit` says how many
-requests for documents of their own can be in flight, and how many documents one request can read.
+requests for documents of their own can be in flight, how many documents one request can read, and
+how many beams it can have.
 A process of its own, whose data (RLIMIT_DATA) may grow by that budget and no more once the weights
 are loaded, then hands so many requests to an engine; and 15 percent more, which it must refuse.
+Where what fits is not answered, or more is not refused, this ends with an error.
 
 Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
 """
@@ -26,6 +28,7 @@ from xattn.errors import CapacityError
 from xattn.ledger import fit
 
 LENGTH, NEW_TOKENS, MORE = 1000, 8, 1.15
+WHATS = ("requests", "documents", "beams")
 SLACK = 64 << 20
 """What the allocator and threads need beside what tensors take."""
 
@@ -47,7 +50,7 @@ def main() -> None:
         )
         model = f"{directory}/t5-base/transformers"
         for budget in arguments.budget or (1, 2):
-            for what in ("requests", "documents"):
+            for what in WHATS:
                 given = {"model": model, "budget": budget << 30, "what": what}
                 done = subprocess.run(
                     [sys.executable, "-W", "ignore", __file__, "--run", json.dumps(given)],
@@ -62,6 +65,14 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "fit.json").write_text(json.dumps(found, indent=2) + "\n")
     (RESULTS / "fit.md").write_text(page(found))
+    wrong = [run for run in found["runs"] if not is_kept(run)]
+    if wrong:
+        sys.exit(f"not as it was said: {wrong}")
+
+
+def is_kept(run: dict[str, Any]) -> bool:
+    """All that was said to fit was answered, and more was refused."""
+    return run["answered"] == run["asked"] > 0 and run["refused"]
 
 
 def limited(model: str, budget: int, what: str) -> dict[str, Any]:
@@ -80,7 +91,13 @@ def limited(model: str, budget: int, what: str) -> dict[str, Any]:
     weights = loaded.ledger().total_bytes
     given = {"document": LENGTH}
     [said, *_] = fit(loaded.spec, given, weights + budget, new_tokens=NEW_TOKENS)
-    count = said.batch if what == "requests" else said.sources["document"]
+    count = {
+        "requests": said.batch,
+        "documents": said.sources["document"],
+        "beams": said.beams,
+    }[what]
+    if not count:
+        sys.exit(f"{what}: {count} fit, so that nothing can be tried")
     more = int(count * MORE) + 1
     with xattn.Engine(loaded, capacity_bytes=budget, max_rows=4096) as engine:
         fits = submitted(loaded, engine, count, what)
@@ -99,6 +116,7 @@ def limited(model: str, budget: int, what: str) -> dict[str, Any]:
         "budget_bytes": budget,
         "what": what,
         "fits": count,
+        "asked": len(fits),
         "answered": sum(length == NEW_TOKENS for length in lengths),
         "more": more,
         "refused": bool(refusal),
@@ -113,6 +131,9 @@ def submitted(model: Any, engine: Any, count: int, what: str) -> list[Any]:
     documents = [[3 + (n + k) % 30000 for k in range(LENGTH)] for n in range(count)]
     if what == "requests":
         return [engine.submit(document, **settings) for document in documents]
+    if what == "beams":
+        [memory] = [model.encode(document) for document in documents[:1]]
+        return [engine.submit(memory, num_beams=count, **settings)]
     return [engine.submit([model.encode(document) for document in documents], **settings)]
 
 

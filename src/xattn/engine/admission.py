@@ -7,6 +7,7 @@ from typing import NamedTuple
 from xattn.engine.job import Job
 from xattn.engine.room import Room
 from xattn.errors import CapacityError, is_whole, require
+from xattn.ledger.workspace import moving_bytes
 from xattn.models.network import Network
 from xattn.spec import Form
 
@@ -67,10 +68,9 @@ class Admission:
 
     def _work(self, jobs: Collection[Job], rows: int, longest: int) -> int:
         prompt = max(len(job.prompt) for job in jobs)
-        # One prompt is read at a time. One layer of the cache is moved at a time: what is gathered
-        # and where it goes, and from where (two tables of the places of all tokens).
+        # One prompt is read at a time, and one layer of the cache is moved at a time.
         apart = self._cache(prompt, 1) if prompt > 1 else 0
-        moved = 2 * (self._cache(longest, rows) // self._spec.layers) + 16 * rows * longest
+        moved = moving_bytes(self._spec, longest, rows, self._dtype)
         return self._room.bytes(jobs) + apart + moved
 
     def require_possible(self, job: Job) -> None:

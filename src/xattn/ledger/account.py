@@ -76,6 +76,11 @@ class Setting:
         return 1 if self.shared else self.batch
 
     @property
+    def fed(self) -> int:
+        """Tokens whose keys and values are kept in each row: all but the last."""
+        return self.prompt_tokens + self.new_tokens - 1
+
+    @property
     def seen(self) -> int:
         """Tokens before the middle one of an answer."""
         return self.prompt_tokens + (self.new_tokens - 1) // 2

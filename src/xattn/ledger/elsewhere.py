@@ -22,8 +22,7 @@ def in_transformers(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
     amounts = [padded(spec, amount) for amount in amounts]
     positions = sum(amount.total for amount in amounts)
     inputs, read = _of_inputs(spec, rows * positions, dtype)
-    fed = setting.prompt_tokens + setting.new_tokens - 1
-    cache = decoder.self_cache_bytes(fed, rows=rows, dtype=dtype)
+    cache = decoder.self_cache_bytes(setting.fed, rows=rows, dtype=dtype)
     # DynamicCache grows by concatenation: keys of one layer are there twice for a moment.
     grown = cache + (inputs if decoder.cross_attention is None else 0)
     twice = grown // (2 * decoder.self_layers)

@@ -172,8 +172,7 @@ def encoding_flops(encoder: EncoderSpec, amount: Amount) -> int:
 
 def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
     """Keys and values of prompts and answers, but for the last token, which is not fed."""
-    fed = setting.prompt_tokens + setting.new_tokens - 1
-    rows, dtype, seen = setting.rows, setting.dtype, setting.seen
+    fed, rows, dtype, seen = setting.fed, setting.rows, setting.dtype, setting.seen
     own, read = decoder.self_attention, decoder.kept_tokens(seen) + decoder.self_layers
     yield Row(
         input="answer",

@@ -22,6 +22,8 @@ WIDENED = 1024
 """Positions of a narrow memory that torch makes wide at once."""
 THREAD_BYTES = 2**17
 """What a thread of torch's attention has of its own."""
+THREADS = 8
+"""Of the machine that is planned for."""
 LOOKED_AT = 2**22
 """Weights of so many numbers are looked at entirely to see whether one changed."""
 
@@ -38,7 +40,7 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
         sum(amount.total for amount in amounts),
         memories=sum(amount.memories for amount in amounts),
         form=form,
-    )
+    ) + moving_bytes(decoder, setting.fed, setting.rows, setting.dtype)
     longest = max((amount.encoded for amount in amounts), default=0)
     several = sum(amount.memories * amount.encoded for amount in amounts) * setting.copies
     if spec.encoder is not None:
@@ -58,11 +60,22 @@ def _pass_bytes(
     memories: int,
     form: Form,
 ) -> int:
-    """One pass of the decoder, on one thread."""
-    found = decoder.step_bytes(tokens, logits, seen, positions, memories=memories, form=form)
+    """One pass of the decoder."""
+    found = decoder.step_bytes(
+        tokens, logits, seen, positions, memories=memories, form=form, threads=THREADS
+    )
     if tokens <= KERNEL_TOKENS:
         return found
-    return found + torch_bytes(decoder, form, tokens, seen + tokens, memories, positions)
+    return found + torch_bytes(
+        decoder, form, tokens, seen + tokens, memories, positions, threads=THREADS
+    )
+
+
+def moving_bytes(decoder: DecoderSpec, tokens: int, rows: int, dtype: str) -> int:
+    """One layer of the cache that is moved: what is gathered and where it goes, and two tables of
+    the places of all tokens."""
+    cache = decoder.self_cache_bytes(tokens, rows=rows, dtype=dtype)
+    return 2 * (cache // decoder.layers) + 16 * rows * tokens
 
 
 def torch_bytes(
@@ -73,7 +86,7 @@ def torch_bytes(
     groups: int,
     positions: int,
     *,
-    threads: int = 1,
+    threads: int,
 ) -> int:
     """What torch makes more of than the kernels: a part of every row for each of ``groups``
     memories, of which the longest has ``positions``; a row sees ``seen`` tokens."""

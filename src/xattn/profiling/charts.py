@@ -76,13 +76,18 @@ def _bars(axes: Any, rows: list[tuple[str, float]], colours: list[str], unit: st
     values = [1e3 * value for _, value in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.72)
     for place, value in enumerate(values):
-        axes.text(value, place, f"  {value:.3g}", va="center", fontsize=LETTERS - 1)
+        axes.text(value, place, f"  {_three_digits(value)}", va="center", fontsize=LETTERS - 1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=LETTERS)
     axes.invert_yaxis()
     axes.set_xlabel(unit, fontsize=LETTERS)
     axes.margins(x=0.18)
     axes.set_xlim(left=0)
     tidy(axes)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
@@ -99,8 +104,8 @@ def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
     figure = new_figure(WIDTH, 0.6 + 3.4 * len(kinds))
     _title(figure, profile, "Bytes over length, predicted")
     panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
-    lengths = [max(1, most * point // (POINTS - 1)) for point in range(POINTS)]
     for axes, kind in zip(panels, kinds, strict=True):
+        lengths = _lengths(spec, most)
         ledgers = [
             plan(
                 spec,
@@ -129,15 +134,25 @@ def bytes_over_lengths(profile: Profile, spec: ModelSpec) -> "Figure | None":
     return figure
 
 
+def _lengths(spec: ModelSpec, most: int) -> list[int]:
+    """Lengths at even steps; of whole windows, where an encoder has such."""
+    unit = _whole(spec) or 1
+    steps = (most * point // (POINTS - 1) for point in range(POINTS))
+    return sorted({max(1, round(step / unit)) * unit for step in steps})
+
+
+def _whole(spec: ModelSpec) -> int | None:
+    """Positions that one source has at most; None where it may have any number."""
+    encoder = spec.encoder
+    if encoder is None:
+        return None
+    return encoder.position.limit if encoder.audio is None else encoder.audio.positions
+
+
 def _whole_inputs(spec: ModelSpec, kind: str, positions: int) -> dict[str, Any]:
     """So many positions, in as many sources as an encoder with a limit needs."""
-    encoder = spec.encoder
-    limit = None if encoder is None else encoder.position.limit
-    if encoder is not None and encoder.audio is not None:
-        limit = encoder.audio.positions
-    if limit is None or positions <= limit:
-        return {kind: positions}
-    return {kind: (-(-positions // limit), limit)}
+    unit = _whole(spec)
+    return {kind: positions if unit is None else (positions // unit, unit)}
 
 
 def latency(profile: Profile) -> "Figure | None":

@@ -24,6 +24,7 @@ tr:hover td { background: #f6f6f6; }
 th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td + td, th + th { text-align: right; }
 td + td { white-space: nowrap; }
+td.text, th.text { text-align: left; }
 .pictures { display: grid; gap: 1.5rem;
             grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
 figure { margin: 0; }
@@ -39,7 +40,8 @@ figcaption { color: var(--faint); font-size: .9rem; }
   td, td + td { border: 0; padding: .08rem 0; white-space: normal; text-align: left; }
   td:first-child { font-weight: 600; overflow-wrap: anywhere; }
   td + td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
-  td + td::before { content: attr(data-name); color: var(--faint); text-align: left; }
+  td + td::before { content: attr(data-name); color: var(--faint); text-align: left;
+                    white-space: nowrap; flex-shrink: 0; }
   td:empty { display: none; }
 }
 """
@@ -88,11 +90,10 @@ def _page(profile: Profile, pictures: Mapping[str, Path]) -> Iterator[str]:
     yield f"<p>{html.escape(tensor_sentence(profile))}</p>"
     yield from _table(TENSOR_HEADER, tensor_rows(profile))
     yield "<h2>Who holds most at the peak</h2>"
-    yield from _table(HOLDER_HEADER, holder_rows(profile))
+    yield from _table(HOLDER_HEADER, holder_rows(profile), text="asked for by")
     yield "<h2>Time by phase</h2>"
-    yield from _table(
-        ("phase", "time", "what it is"), [(*row, PHASES[row[0]]) for row in phase_rows(profile)]
-    )
+    explained = [(*row, PHASES[row[0]]) for row in phase_rows(profile)]
+    yield from _table(("phase", "time", "what it is"), explained, text="what it is")
     if profile.store is not None:
         yield "<h2>When a store pays</h2>"
         yield f"<p>{html.escape(store_sentence(profile))}</p>"
@@ -215,12 +216,20 @@ def _lengths(profile: Profile) -> list[tuple[str, ...]]:
     ]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield "<div class=wide><table>"
-    yield "<tr>" + "".join(f"<th>{html.escape(cell)}" for cell in header)
-    for row in rows:
-        cells = zip(header, row, strict=True)
-        yield "<tr>" + "".join(
-            f'<td data-name="{html.escape(name)}">{html.escape(cell)}' for name, cell in cells
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, text: str = ""
+) -> Iterator[str]:
+    """A table of numbers, but for the first column and the one called ``text``."""
+
+    def cells(kind: str, row: Sequence[str]) -> str:
+        return "".join(
+            f'<{kind} data-name="{html.escape(name)}"{" class=text" if name == text else ""}>'
+            f"{html.escape(cell)}"
+            for name, cell in zip(header, row, strict=True)
         )
+
+    yield "<div class=wide><table>"
+    yield "<tr>" + cells("th", header)
+    for row in rows:
+        yield "<tr>" + cells("td", row)
     yield "</table></div>"
