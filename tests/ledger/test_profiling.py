@@ -106,4 +106,4 @@ def test_a_store_pays_from_where_it_is_foretold(tmp_path):
 
     encode = median(seconds() for _ in range(7))
     found = compare(model, prepare, (1, 2, 3, 4, 6, 8, 12, 16), encode_seconds=encode)
-    assert found.measured_requests == pytest.approx(found.predicted_requests, rel=0.3, abs=0.3)
+    assert found.measured_requests == pytest.approx(found.predicted_requests, rel=0.5, abs=0.5)

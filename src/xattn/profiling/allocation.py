@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class Allocations(TorchDispatchMode):
     """While it lasts, every tensor's storage is noted when it is made, and when it goes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seen, self._phases = _Seen(), [_Phase(OUTSIDE, 0)]
         self._at_peak: list[_Block] = []
         self.peak_bytes = 0
@@ -175,7 +176,7 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
 
 def _owner() -> str:
     """The innermost function of this package that is running, without this module's."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
         if path.startswith(PACKAGE) and path != __file__:

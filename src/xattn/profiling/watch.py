@@ -36,8 +36,13 @@ Around = Callable[[str], AbstractContextManager[None]]
 """What a phase of this name runs within."""
 
 
+def alone(name: str) -> AbstractContextManager[None]:
+    """Within nothing."""
+    return nullcontext()
+
+
 @contextmanager
-def watched(network: Network, around: Around = nullcontext) -> Iterator[Watched]:
+def watched(network: Network, around: Around = alone) -> Iterator[Watched]:
     """Look at what ``network`` does until the end of the block. It is slowed by microseconds.
 
     Each pass runs within ``around("prefill")`` or, after the first, ``around("step")``.
