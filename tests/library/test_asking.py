@@ -68,6 +68,18 @@ def test_a_file_that_changed_or_is_gone_is_told(library, tmp_path):
     assert (now.standing, "Hanna Verhoeven" in now.quote) == ("as it was", True)
 
 
+def test_memories_are_made_of_what_came_in_without_a_model(library, smol, tmp_path):
+    bare = xattn.Library(tmp_path / "corpus.xattn")
+    (tmp_path / "docs" / "more.md").write_text("# Mill\n\nThe mill grinds rye for Jonas Lind.\n")
+    with bare:
+        bare.add(tmp_path / "docs")
+    told = []
+    assert library.remember(lambda *done: told.append(done)) == 1
+    assert told == [(len(library), len(library))]
+    assert library.remember() == 0
+    assert library.ask("For whom does the mill grind rye?", k=9).encoder_passes == 0
+
+
 def test_several_questions_are_answered_as_alone(library):
     questions = ["Who built the lighthouse at Cape Gris?", "How many boats fit into the harbour?"]
     together = library.ask_many(questions, k=2)

@@ -7,7 +7,9 @@ import typer
 
 from xattn.cli.console import Progress, print_json, print_line, print_note
 from xattn.cli.failures import FAILED
-from xattn.cli.options import Json, Offline
+from xattn.cli.loading import load_model
+from xattn.cli.options import LOADING, MODEL, STORE, Json, takes
+from xattn.cli.stores import use_store
 from xattn.cli.where import scalar_of
 from xattn.errors import UsageError
 from xattn.readable import counted
@@ -96,13 +98,25 @@ EmbedderName = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(rich_help_panel=EMBEDDING, help="cpu, cuda, mps …")]
+MemoryModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        rich_help_panel=MODEL,
+        help="Also read new passages with this model and keep their memories, so that nothing has "
+        "to be encoded when it is asked.",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, rich_help_panel=EMBEDDING, help="Passages embedded at once.")
 ]
 
 
+@takes(store=STORE, loading=LOADING)
 def index(
     paths: Paths = None,
+    *,
     library: LibraryDirectory = "corpus.xattn",
     metadata: MetadataOption = None,
     full: Full = False,
@@ -114,16 +128,18 @@ def index(
     language: Language = None,
     database: Database = None,
     embedder: EmbedderName = None,
-    device: Device = "cpu",
-    batch_size: BatchSize = 32,
-    offline: Offline = False,
+    embedder_device: Device = "cpu",
+    embedder_batch_size: BatchSize = 32,
+    model: MemoryModel = None,
     json: Json = False,
+    store: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
     """Bring a library up to date with documents: text, Markdown, HTML, PDF, DOCX, tables, code.
 
     Only new passages are embedded: a second run reads what changed, files that are gone leave, and
     a run that was interrupted is gone on with. A file that cannot be read is told and left out, and
-    the exit code is 1 then.
+    the exit code is 1 then. With --model, its memories of new passages are made too.
     """
     from xattn.library.library import Library
 
@@ -135,11 +151,14 @@ def index(
         "language": language,
     }
     how: dict[str, Any] = {
-        "device": device,
-        "batch_size": batch_size,
-        "offline": offline,
+        "device": embedder_device,
+        "batch_size": embedder_batch_size,
+        "offline": loading.get("offline", False),
         "database": database,
     }
+    loaded = None if model is None else load_model(model, **loading)
+    if loaded is not None:
+        use_store(loaded, store)
     with (
         Library(library, **how, **({} if again else settings)) as opened,
         Progress("index", unit="MB", results_on_stdout=False) as progress,
@@ -162,7 +181,13 @@ def index(
                     progress=tell,
                 )
             )
-        document = {"library": str(opened.root), "passages": len(opened)}
+        document: dict[str, Any] = {"library": str(opened.root), "passages": len(opened)}
+    if loaded is not None and loaded.store is not None:
+        with (
+            Library(library, model=loaded) as opened,
+            Progress("read", unit="passages", results_on_stdout=False) as progress,
+        ):
+            document["memories"] = opened.remember(progress.update)
     for report in reports:
         for failure in report.failures:
             print_note(f"{failure.source}: {failure.reason}")

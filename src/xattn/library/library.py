@@ -9,11 +9,11 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import has_magic
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -56,6 +56,7 @@ PASSAGE_TOKENS = 220
 OVERLAP = 32
 LANGUAGE = "english"
 PASSAGES_FOUND = 8
+REMEMBERED_AT_ONCE = 16
 
 
 class Library:
@@ -426,6 +427,24 @@ class Library:
             require_question(question)
         asked = [(question, self._passages_for(question, k, where)) for question in questions]
         return [self._checked(one) for one in answers(reader, asked, **settings)]
+
+    def remember(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """Make the memories that the store does not have of all passages; how many there were.
+
+        ``progress`` is told how many passages were looked at, of how many.
+        """
+        reader, done, made, total = self._answering(), 0, 0, len(self)
+        store = reader.model.store
+        require(store is not None, "store", "given, to keep memories in", store)
+        assert store is not None
+        passages = self.passages()
+        while some := list(islice(passages, REMEMBERED_AT_ONCE)):
+            missing = [one for one in reader.sources(some) if one.key not in store]
+            reader.model.remembered(missing)
+            made, done = made + len(missing), done + len(some)
+            if progress is not None:
+                progress(done, total)
+        return made
 
     def _answering(self) -> Reader:
         if self.reader is None:
