@@ -1,4 +1,4 @@
-"""The tour: transcribe a recording, use its memory again, ask a language model, count the bytes.
+"""The tour: transcribe, use a memory again, ask a language model, ask the guides, count bytes.
 
     python examples/demo.py [RECORDING]
 
@@ -19,6 +19,7 @@ QUESTIONS = (
     "What is the capital of France? Answer in one short sentence.",
     "Name the three primary colours.",
 )
+GUIDE_QUESTIONS = ("What does `xattn doctor` say?", "What does ticket.cancel() do?")
 WAYS = (
     ("greedy", {}),
     ("5 beams", {"num_beams": 5}),
@@ -29,10 +30,11 @@ WAYS = (
 
 
 def main() -> None:
-    """Run the four parts."""
+    """Run the five parts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recording", nargs="?", default=HERE / "assets" / "recording.wav")
     parser.add_argument("--picture", default="out/attention.png", type=Path)
+    parser.add_argument("--library", default="out/guides.xattn", type=Path)
     parser.add_argument("--no-cache", action="store_true", help="encode it again")
     arguments = parser.parse_args()
     whisper = xattn.load("whisper-tiny.en", offline=True)
@@ -40,7 +42,8 @@ def main() -> None:
         whisper.store = xattn.MemoryStore()
     memory = transcribe(whisper, arguments.recording, arguments.picture)
     use_again(whisper, memory)
-    answer_questions()
+    model = answer_questions()
+    ask_the_guides(model, arguments.library)
     account(whisper, memory)
 
 
@@ -85,7 +88,7 @@ def use_again(model: xattn.Model, memory: xattn.Memory) -> None:
         print("The next run reads the memory from the store, and makes none.")
 
 
-def answer_questions() -> None:
+def answer_questions() -> xattn.Model:
     """Part 3: a decoder-only model on plain prompts, streamed."""
     heading(3, "Ask SmolLM2")
     begun = time.perf_counter()
@@ -97,11 +100,30 @@ def answer_questions() -> None:
         for piece in model.stream(prompt=messages, max_new_tokens=60):
             print(piece, end="", flush=True)
         print()
+    return model
+
+
+def ask_the_guides(model: xattn.Model, directory: Path) -> None:
+    """Part 4: index the project's own documents, and ask them."""
+    heading(4, "Ask the guides, with footnotes")
+    model.store = xattn.MemoryStore()
+    with xattn.Library(directory, model=model, offline=True) as library:
+        begun = time.perf_counter()
+        # Without the model: of all these passages only those that are asked about are read.
+        with xattn.Library(directory, offline=True) as bare:
+            report = bare.add([HERE.parent / "README.md", HERE.parent / "docs"])
+        print(f"{len(library)} passages, {report.passages_added} of them new, "
+              f"in {time.perf_counter() - begun:.1f} s")  # fmt: skip
+        for question in GUIDE_QUESTIONS:
+            print(f"\n> {question}")
+            answer = library.ask(question, k=1)
+            print(answer)
+            print(f"({answer.encoder_passes} encoder passes)")
 
 
 def account(model: xattn.Model, memory: xattn.Memory) -> None:
-    """Part 4: what the memory costs, and what it would cost elsewhere."""
-    heading(4, "Bytes")
+    """Part 5: what the memory costs, and what it would cost elsewhere."""
+    heading(5, "Bytes")
     decoder, beams = model.spec.decoder, 5
     per_layer = decoder.cross_bytes(len(memory))
     shared = decoder.cross_bytes(len(memory), form="absorbed")
