@@ -43,7 +43,7 @@ def test_a_profile_of_speech_is_close_to_its_plan(tmp_path):
     assert all(seconds >= 0 for seconds in found["phases"].values())
     assert [one["positions"] for one in found["lengths"]] == [64, 256]
     store = found["store"]
-    assert store["predicted_requests"] > 1
+    assert store["predicted_requests"] >= 1
     # Three tries of 1, 2 and 3 requests for one recording: the first of each try is not there.
     assert (store["hits"], store["misses"]) == (3 * (0 + 1 + 2), 3 * 3)
     text = page.read_text()

@@ -67,8 +67,8 @@ class Shared:
         if self.pinned is not None and not pins.keeps(self.pinned):
             own = self.pinned
         projected = 0 if own is None else own.size_bytes
-        if self.memory is None:
-            return projected
+        if self.memory is None or (self.is_given and not self.read):
+            return projected  # a request that only waits holds nothing that its caller does not
         return max(projected, self.memory.size_bytes) if self._aliased else (
             projected + self.memory.size_bytes
         )  # fmt: skip
