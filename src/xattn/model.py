@@ -492,11 +492,9 @@ class Model:
         Recomputed for these heads only, in one teacher-forced pass and without an encoder pass.
         ``heads`` defaults to the alignment heads of the checkpoint, else to all.
         """
-        attention = self.spec.decoder.cross_attention
-        if attention is None:
+        if self.spec.decoder.cross_attention is None:
             raise UsageError(f"{self.name} is a decoder-only model: it attends to no memory.")
-        placed = [i for i, crosses in enumerate(self.spec.decoder.placement.layers) if crosses]
-        every = [(layer, head) for layer in placed for head in range(attention.heads)]
+        every = self.network.reading_heads
         chosen = list(self.spec.alignment_heads or every if heads is None else heads)
         state = self.network.start([[memory]])
         ids = checked([int(token) for token in tokens], self.spec.decoder.vocab_size)
@@ -523,18 +521,13 @@ class Model:
         decoder-only model reads its prompt and its answer besides. Recomputed in one teacher-forced
         pass, without an encoder pass. ``memories`` and ``parallel`` are those of the generation.
         """
-        decoder = self.spec.decoder
-        goes_on = decoder.cross_attention is None
-        attention = decoder.cross_attention or decoder.self_attention
-        reads = [goes_on or crosses for crosses in decoder.placement.layers]
-        every = [(i, head) for i, one in enumerate(reads) if one for head in range(attention.heads)]
         require(len(memories) > 0, "memories", "at least one", list(memories))
         require(len(generation.tokens) > 0, "generation", "of at least one token", generation)
         self.require_own(memories)
         how = None if parallel is None else [parallel]
         state = self.network.start([memories], parallel=how)
         fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])
-        chosen = every if heads is None else list(heads)
+        chosen = self.network.reading_heads if heads is None else list(heads)
         totals = [torch.zeros(len(generation.tokens), len(memory)) for memory in memories]
         for _, _, shares in self.network.shares_read(fed, state, chosen):
             for total_TS, share_TAS in zip(totals, shares, strict=True):

@@ -17,12 +17,11 @@ from xattn.library.asking import SETTINGS
 from xattn.library.calibration import Calibration
 from xattn.library.citing import places_of, stretches_of
 from xattn.library.passage import Passage
-from xattn.library.readers import Reader
+from xattn.library.readers import Reader, Search
 from xattn.library.squad import Question, contains
 
 HEADS = 8
 """Heads that are chosen."""
-Search = Callable[[str, int], Sequence[Passage]]
 Masses = NDArray[np.float32]
 
 
@@ -62,7 +61,7 @@ def calibrate(
         )
     chosen = _best_heads(telling, heads)
     support = [_support(one, chosen) for one in samples]
-    reads = list(dict.fromkeys(layer for layer, _ in every_head(reader)))
+    reads = list(dict.fromkeys(layer for layer, _ in reader.model.network.reading_heads))
     return Calibration(
         heads=[(reads[place], head) for place, head in chosen],
         threshold=_threshold(support, [one.right for one in samples]),
@@ -82,7 +81,7 @@ def _sample(reader: Reader, question: Question, passages: Sequence[Passage]) -> 
     state = model.network.start([asked.memories], parallel=how)
     fed = torch.tensor([[*found.prompt, *found.tokens[:-1]]])
     by_layer = []
-    for _, _, shares in model.network.shares_read(fed, state, every_head(reader)):
+    for _, _, shares in model.network.shares_read(fed, state, model.network.reading_heads):
         new = [share[len(found.prompt) - 1 :].mean(dim=0) for share in shares]
         by_layer.append(torch.stack([new[m][:, inside].sum(dim=1) for m, inside in where]))
     return Sample(
@@ -90,14 +89,6 @@ def _sample(reader: Reader, question: Question, passages: Sequence[Passage]) -> 
         golden_X=np.array([contains(text, question.answers) for text in texts]),
         read_XLH=torch.stack(by_layer, dim=1).float().numpy(),
     )
-
-
-def every_head(reader: Reader) -> list[tuple[int, int]]:
-    """All (layer, head) pairs that read memories."""
-    decoder = reader.model.spec.decoder
-    attention = decoder.cross_attention or decoder.self_attention
-    reads = [decoder.cross_attention is None or crosses for crosses in decoder.placement.layers]
-    return [(i, head) for i, one in enumerate(reads) if one for head in range(attention.heads)]
 
 
 def _best_heads(samples: Sequence[Sample], count: int) -> list[tuple[int, int]]:

@@ -128,8 +128,7 @@ def _looked(
 ) -> Iterator[Token]:
     """Where each token of the answer looked, within the texts of passages."""
     owner, starts, ends, columns = [], [], [], []
-    for j, place in enumerate(asked.places):
-        bounds_S2 = SpanTable.of(asked.memories[place.memory].spans).bounds_S2 - place.start
+    for j, (place, bounds_S2) in enumerate(zip(asked.places, _bounds(asked), strict=True)):
         inside = (bounds_S2[:, 0] >= 0) & (bounds_S2[:, 1] <= len(passages[j].text))
         inside &= bounds_S2[:, 1] > bounds_S2[:, 0]
         owner += [j] * int(inside.sum())
@@ -189,13 +188,19 @@ def read_of(stretches: Sequence[Stretch], shares: Sequence[Tensor], asked: Asked
 
 def places_of(stretches: Sequence[Stretch], asked: Asked) -> list[tuple[int, Tensor]]:
     """For each stretch, the memory that it is in and which positions are of it, ``[S]``."""
+    bounds = _bounds(asked)
     found = []
     for one in stretches:
-        place = asked.places[one.passage]
-        bounds_S2 = SpanTable.of(asked.memories[place.memory].spans).bounds_S2 - place.start
-        starts, ends = bounds_S2[:, 0], bounds_S2[:, 1]
-        found.append((place.memory, (starts >= one.start) & (starts < one.end) & (ends > starts)))
+        starts, ends = bounds[one.passage].unbind(dim=1)
+        inside = (starts >= one.start) & (starts < one.end) & (ends > starts)
+        found.append((asked.places[one.passage].memory, inside))
     return found
+
+
+def _bounds(asked: Asked) -> list[Tensor]:
+    """Of each passage, where in its text the positions of its memory are: ``[S, 2]``."""
+    memories, places = asked.memories, asked.places
+    return [SpanTable.of(memories[p.memory].spans).bounds_S2 - p.start for p in places]
 
 
 def _citation(number: int, passage: Passage, stretch: Stretch, support: float) -> Citation:

@@ -8,11 +8,8 @@ from typing import Any
 
 from xattn.library.asking import answer
 from xattn.library.passage import Passage
-from xattn.library.readers import Reader
+from xattn.library.readers import Reader, Search
 from xattn.library.squad import Question, auc, contains, exact_match, f1
-
-Search = Callable[[str, int], Sequence[Passage]]
-"""The passages for a question, the most relevant first."""
 
 FIRST_TOKENS = 16
 """Questions on which the time to the first token is taken."""

@@ -185,12 +185,10 @@ class Network(nn.Module):
 
         ``state`` has one row, which has seen no token. See :mod:`xattn.models.blend`.
         """
-        layers, heads = self.spec.decoder.layers, self._reading_attention.heads
-        every = [(layer, head) for layer in range(layers) for head in range(heads)]
         tokens_1T = torch.tensor([list(prompt)], device=self.device)
         memories = [read.memory for read in state.readings[0]]
         totals = [torch.zeros(len(memory), device=self.device) for memory in memories]
-        for _, _, shares in self.shares_read(tokens_1T, state, every):
+        for _, _, shares in self.shares_read(tokens_1T, state, self.reading_heads):
             for total_S, share_TAS in zip(totals, shares, strict=True):
                 total_S += share_TAS.sum(dim=(0, 1))
         self.counters.recomputed += blend(self.decoder, state, totals, share)
@@ -304,15 +302,20 @@ class Network(nn.Module):
         """The attention that reads memories."""
         return self.spec.decoder.cross_attention or self.spec.decoder.self_attention
 
-    def _require_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+    @property
+    def reading_heads(self) -> list[tuple[int, int]]:
+        """All (layer, head) pairs that read memories."""
         decoder = self.spec.decoder
-        goes_on, most = decoder.cross_attention is None, self._reading_attention.heads
-        reads = [True] * decoder.layers if goes_on else decoder.placement.layers
+        goes_on = decoder.cross_attention is None
+        layers = [i for i, crosses in enumerate(decoder.placement.layers) if goes_on or crosses]
+        return [(i, head) for i in layers for head in range(self._reading_attention.heads)]
+
+    def _require_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        most, known = self._reading_attention.heads, set(self.reading_heads)
         require(len(heads) > 0, "heads", "at least one (layer, head) pair", heads)
-        for layer, head in heads:
-            fits = 0 <= layer < len(reads) and reads[layer] and 0 <= head < most
+        for pair in heads:
             bound = f"(layer, head) pairs of layers that read memories, head below {most}"
-            require(fits, "heads", bound, (layer, head))
+            require(tuple(pair) in known, "heads", bound, pair)
 
     def _probed(
         self, tokens_RT: Tensor, state: DecodeState

@@ -7,7 +7,7 @@
 ======================  ==========================================================================
 """
 
-from xattn.library.readers.base import Asked, Place, Reader
+from xattn.library.readers.base import Asked, Place, Reader, Search
 from xattn.library.readers.fusion import FusionReader
 from xattn.library.readers.language import ParallelReader, PlainReader
 from xattn.model import Model
@@ -19,6 +19,7 @@ __all__ = [
     "Place",
     "PlainReader",
     "Reader",
+    "Search",
     "reader_for",
 ]
 

@@ -1,6 +1,6 @@
 """What all readers have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +9,9 @@ from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.encode import Prepared
 from xattn.models.parallel import Parallel
+
+Search = Callable[[str, int], Sequence[Passage]]
+"""The so many passages for a question, the most relevant first."""
 
 
 @dataclass(frozen=True, kw_only=True)

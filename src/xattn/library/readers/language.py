@@ -1,11 +1,11 @@
 """Readers for decoder-only language models: passages as memories, and passages as a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from xattn.errors import require
 from xattn.library.passage import Passage
 from xattn.library.readers.base import Asked, Place
-from xattn.library.wording import Wording, continuation, conversation, joined
+from xattn.library.wording import Wording, Written, continuation, conversation, joined
 from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.encode import Prepared
@@ -54,19 +54,21 @@ class ParallelReader(_LanguageReader):
 
     def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
         """The passages between their words, behind the prefix."""
-        texts = [self.wording.of_passage(passage).text for passage in passages]
-        return self.model.prepare_batch(texts, behind=self.prefix)
+        return self._prepared(map(self.wording.of_passage, passages), self.prefix)
+
+    def _prepared(self, written: Iterable[Written], before: Memory) -> list[Prepared]:
+        return self.model.prepare_batch([one.text for one in written], behind=before)
 
     def ask(self, question: str, passages: Sequence[Passage]) -> Asked:
         """The prefix, the passages with the most relevant last, and the question as prompt."""
-        memories = self.model.remembered(self.sources(passages))
-        starts = [self.wording.of_passage(passage).start for passage in passages]
-        last = len(passages)
+        before, last = self.prefix, len(passages)
+        written = [self.wording.of_passage(passage) for passage in passages]
+        memories = self.model.remembered(self._prepared(written, before))
         return Asked(
-            memories=(self.prefix, *reversed(memories)),
+            memories=(before, *reversed(memories)),
             prompt=self._prompt(question),
             parallel=self.how if last > 1 else Parallel(),
-            places=tuple(Place(memory=last - j, start=s) for j, s in enumerate(starts)),
+            places=tuple(Place(memory=last - j, start=w.start) for j, w in enumerate(written)),
         )
 
 
