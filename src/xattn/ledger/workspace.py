@@ -139,12 +139,8 @@ def encoding_bytes(spec: EncoderSpec, positions: int) -> int:
 def loading_bytes(spec: ModelSpec, *, quantize: str | None = None) -> int:
     """What is there beside the weights while they are loaded.
 
-    That is the largest of a file's tensors; int8 weights are there twice for a moment, after tables
-    of the vocabulary and the largest matrix were float32.
+    That is the largest of a file's tensors; int8 weights are there twice for a moment, when they
+    are put together.
     """
-    numbers = [one.outputs * one.inputs for one in matrices(spec)]
-    if quantize is None:
-        return 4 * max(numbers)
-    tables = {one.outputs * one.inputs for one in matrices(spec) if one.role in ("table", "head")}
-    largest = max(n for n in numbers if n not in tables)
-    return weight_bytes(spec, quantize=quantize) + 4 * (sum(tables) + largest)
+    largest = 4 * max(one.outputs * one.inputs for one in matrices(spec))
+    return largest if quantize is None else max(largest, weight_bytes(spec, quantize=quantize))

@@ -22,6 +22,10 @@ from xattn.native.pages import Room, forget_mapped, put_together
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 QUANTISED = ("int8",)
+TABLES = ("encoder.embed.weight", "decoder.embed.weight", "decoder.head.weight")
+"""Matrices of the vocabulary."""
+SOME = 1 << 20
+"""Numbers that are looked at together."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,6 +79,8 @@ class _Loading:
         self._dtype, self._device = dtype, device
         self._loaded: dict[str, nn.Parameter] = {}
         """By origin: two of our names for one tensor are one parameter."""
+        self._tables: dict[str, NarrowEmbedding] = {}
+        """The same of vocabularies that are int8."""
 
     def wide(self, names: Iterable[str]) -> None:
         """All weights as they are, side by side."""
@@ -97,14 +103,16 @@ class _Loading:
         for module, parts in modules.items():
             for name in parts:
                 wide = module in matrices and name.endswith(".weight")
-                self._put(name, scratch if wide else None)
+                if name in TABLES:
+                    self._put_table(name)
+                else:
+                    self._put(name, scratch if wide else None)
             if module in matrices:
                 parent, _, attribute = module.rpartition(".")
                 narrow_layer(self._network.get_submodule(parent), attribute)
                 del self._loaded[self._weights[f"{module}.weight"].origin]
         self._loaded.clear()
         del scratch
-        _narrow_tables(self._network)
         put_together(self._network)
 
     def _is_layer(self, module: str) -> bool:
@@ -131,26 +139,28 @@ class _Loading:
         module, _, attribute = name.rpartition(".")
         setattr(self._network.get_submodule(module), attribute, self._loaded[weight.origin])
 
+    def _put_table(self, name: str) -> None:
+        """A matrix of the vocabulary, straight from the file to int8."""
+        weight, decoder = self._weights[name], self._network.decoder
+        if name == "decoder.head.weight":
+            decoder.head.matrix, decoder.head.weight = self._narrowed(weight), None
+            return
+        if weight.origin not in self._tables:
+            self._tables[weight.origin] = NarrowEmbedding(self._narrowed(weight))
+        module, _, attribute = name.removesuffix(".weight").rpartition(".")
+        stack = self._network.get_submodule(module)
+        stack.register_module(attribute, self._tables[weight.origin])
+
+    def _narrowed(self, weight: Weight) -> NarrowMatrix:
+        tensor = _read(weight)
+        matrix = NarrowMatrix.of(tensor.to(self._device))
+        if weight.mapped:
+            forget_mapped(tensor)
+        return matrix
+
     def _target(self, name: str) -> torch.dtype:
         kept_wide = self._dtype == torch.float16 and _is_wide(self._network, name)
         return torch.float32 if kept_wide else self._dtype
-
-
-def _narrow_tables(network: Network) -> None:
-    """The matrices of the vocabulary as int8."""
-    decoder, encoder = network.decoder, network.encoder
-    tables: dict[int, NarrowEmbedding] = {}
-    for stack in (decoder, encoder):
-        if stack is None:
-            continue
-        if isinstance(getattr(stack, "embed", None), nn.Embedding):
-            weight = stack.embed.weight
-            if id(weight) not in tables:
-                tables[id(weight)] = NarrowEmbedding(NarrowMatrix.of(weight.detach()))
-            stack.register_module("embed", tables[id(weight)])
-    if decoder.head.weight is not None:
-        decoder.head.matrix = NarrowMatrix.of(decoder.head.weight.detach())
-        decoder.head.weight = None
 
 
 def require_device(device: str) -> None:
@@ -204,7 +214,9 @@ def _read(weight: Weight, *, may_ban: bool = False) -> Tensor:
             "or a CTranslate2 conversion."
         )
     # A sum costs a tenth of a comparison of each number. A bias may ban a token with -inf.
-    if not may_ban and not bool(tensor.sum(dtype=torch.float32).isfinite()):
+    if not may_ban and not all(
+        some.sum(dtype=torch.float32).isfinite() for some in tensor.reshape(-1).split(SOME)
+    ):
         raise CorruptCheckpointError(
             f"tensor {weight.origin!r} holds numbers that are none (NaN or infinite); "
             "download or convert the checkpoint again."

@@ -23,7 +23,7 @@ LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""
 ROWS = 256
-"""Outputs that are quantised at a time."""
+"""Outputs that are quantised at a time; a multiple of 16."""
 GATHERED = 64
 """Outputs are gathered where they are one in so many; else it is quicker to compute all."""
 
@@ -34,37 +34,49 @@ class NarrowMatrix(nn.Module):
     It is laid out ``[P, Q, 16, 4]``: the order in which VNNI's dot products read it.
     """
 
-    def __init__(self, steps_OI: Tensor, scales_O: Tensor, *, careful: bool = False) -> None:
-        """Of the integers ``[O, I]`` and what a step of each output is worth."""
+    def __init__(
+        self,
+        outputs: int,
+        inputs: int,
+        *,
+        careful: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """Of zeros; :meth:`put` fills it."""
         super().__init__()
-        self.out_features, self.in_features = steps_OI.shape
-        self.careful = careful
-        P, Q = -(-self.out_features // PANEL), -(-self.in_features // QUAD)
-        full = steps_OI.new_zeros(P * PANEL, Q * QUAD)
-        full[: self.out_features, : self.in_features] = steps_OI
-        panels = full.view(P, PANEL, Q, QUAD).transpose(1, 2).contiguous()
-        # Kernels multiply rows shifted to 0..255: 128 times this is what the shift adds.
-        sums = 128 * full.sum(dim=1, dtype=torch.int32)
+        self.out_features, self.in_features, self.careful = outputs, inputs, careful
+        P, Q = -(-outputs // PANEL), -(-inputs // QUAD)
+        panels = torch.zeros(P, Q, PANEL, QUAD, dtype=torch.int8, device=device)
         self.register_buffer("panels_PQ64", panels)
-        self.register_buffer("scales_O", scales_O)
-        self.register_buffer("sums_O", sums)
+        self.register_buffer("scales_O", torch.zeros(outputs, device=device))
+        self.register_buffer("sums_O", torch.zeros(P * PANEL, dtype=torch.int32, device=device))
 
     panels_PQ64: Tensor
     scales_O: Tensor
     sums_O: Tensor
+    """Kernels multiply rows shifted to 0..255: what the shift adds to each output."""
 
     @classmethod
     def of(cls, weight_OI: Tensor, *, careful: bool = False) -> "NarrowMatrix":
         """The nearest to a matrix of floats."""
-        steps_OI = torch.empty(weight_OI.shape, dtype=torch.int8, device=weight_OI.device)
-        scales_O = torch.empty(len(weight_OI), device=weight_OI.device)
+        matrix = cls(*weight_OI.shape, careful=careful, device=weight_OI.device)
         # Some rows at a time: a vocabulary's matrix is large, and would be there three times.
         for start in range(0, len(weight_OI), ROWS):
-            some = slice(start, start + ROWS)
-            scales_O[some] = weight_OI[some].abs().amax(dim=1).float() / LIMIT
-            wide_OI = weight_OI[some] / scales_O[some].clamp(min=1e-30)[:, None]
-            steps_OI[some] = wide_OI.round_().to(torch.int8)
-        return cls(steps_OI, scales_O, careful=careful)
+            rows_OI = weight_OI[start : start + ROWS].float()
+            scales_O = rows_OI.abs().amax(dim=1) / LIMIT
+            steps_OI = (rows_OI / scales_O.clamp(min=1e-30)[:, None]).round_()
+            matrix.put(start, steps_OI.to(torch.int8), scales_O)
+        return matrix
+
+    def put(self, start: int, steps_OI: Tensor, scales_O: Tensor) -> None:
+        """Outputs from ``start``, a multiple of 16, as integers and what a step is worth."""
+        rows, inputs = steps_OI.shape
+        P, Q = -(-rows // PANEL), self.panels_PQ64.shape[1]
+        full = nn.functional.pad(steps_OI, (0, Q * QUAD - inputs, 0, P * PANEL - rows))
+        panels = full.view(P, PANEL, Q, QUAD).transpose(1, 2)
+        self.panels_PQ64[start // PANEL : start // PANEL + P] = panels
+        self.scales_O[start : start + rows] = scales_O
+        self.sums_O[start : start + P * PANEL] = 128 * full.sum(dim=1, dtype=torch.int32)
 
     def steps(self) -> Tensor:
         """The integers ``[O, I]``, int8."""
@@ -110,7 +122,10 @@ class NarrowMatrix(nn.Module):
         """Of that product the outputs ``ids [I]``, and the same numbers: ``[..., I]``."""
         if len(ids) * GATHERED > self.out_features:
             return self.product(x, bias)[..., ids]
-        few = NarrowMatrix(self._steps_of(ids), self.scales_O[ids], careful=self.careful)
+        few = NarrowMatrix(
+            len(ids), self.in_features, careful=self.careful, device=self.panels_PQ64.device
+        )
+        few.put(0, self._steps_of(ids), self.scales_O[ids])
         return few.product(x, None if bias is None else bias[ids])
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,7 +11,9 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,16 +56,17 @@ class Room:
         return taken
 
 
-def forget_mapped(tensor: Tensor) -> None:
-    """Let go of the pages of a mapped file that hold only numbers of this tensor.
+def forget_mapped(held: Tensor | np.ndarray[Any, Any]) -> None:
+    """Let go of the pages of a mapped file that hold only numbers of this tensor or array.
 
     They are read from the file again if anyone asks; until then they take no memory.
     """
     advise = _advice()
     if advise is None:
         return
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    address = held.data_ptr() if isinstance(held, Tensor) else held.ctypes.data
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (address + held.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         advise(first, last - first, mmap.MADV_DONTNEED)
 

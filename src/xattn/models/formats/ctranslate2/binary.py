@@ -24,11 +24,14 @@ from torch import Tensor
 
 from xattn.errors import CorruptCheckpointError, TensorError, UnsupportedModelError
 from xattn.models.cursor import Cursor, map_file
+from xattn.native.pages import forget_mapped
 
 NEWEST_BINARY_VERSION = 6
 TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
 _STORED_AS = {"bfloat16": "int16"}
 _TYPE_OF_WIDTH = {4: "float32", 2: "int16", 1: "int8"}
+_SOME = 1 << 20
+"""Numbers that are converted together."""
 _INT16_SCALE = 1000.0
 """Scale of int16 variables in files that store none (written before there was one per tensor)."""
 
@@ -128,11 +131,15 @@ class ModelFile:
         """Rows ``start`` to ``stop`` of a variable as a new float32 tensor, dequantised."""
         variable = self.find(name)
         rows = self._view(variable)[start:stop] if variable.shape else self._view(variable)
-        # The copy is aligned; conversions straight from the map are many times slower.
-        values = torch.from_numpy(np.array(rows))
-        if variable.dtype == "bfloat16":
-            values = values.view(torch.bfloat16)
-        values = values.to(torch.float32)
+        values, flat = torch.empty(rows.shape), rows.reshape(-1)
+        for first in range(0, flat.size, _SOME):
+            some = slice(first, first + _SOME)
+            # The copy is aligned; conversions straight from the map are many times slower.
+            stored = torch.from_numpy(np.array(flat[some]))
+            values.view(-1)[some] = (
+                stored.view(torch.bfloat16) if variable.dtype == "bfloat16" else stored
+            )
+        forget_mapped(flat)
         if variable.dtype in ("int8", "int16"):
             values /= self._scale(variable, start, stop)
         return values

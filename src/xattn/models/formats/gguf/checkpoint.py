@@ -16,6 +16,7 @@ from xattn.models.formats.gguf.header import MAGIC, Header, TensorEntry
 from xattn.models.formats.gguf.metadata import FREQUENCY_FACTORS, Metadata, check_vocabulary
 from xattn.models.formats.gguf.rotary import half_split
 from xattn.models.weights import Checkpoint, Weight
+from xattn.native.pages import forget_mapped
 from xattn.spec import ModelSpec
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -134,7 +135,9 @@ def _loader(header: Header, entry: TensorEntry, ours: str, spec: ModelSpec) -> C
     interleaved = spec.family == "llama" and heads > 0
 
     def load() -> Tensor:
-        tensor = torch.from_numpy(dequantise(header.bytes_of(entry), entry.type, entry.shape))
+        raw = header.bytes_of(entry)
+        tensor = torch.from_numpy(dequantise(raw, entry.type, entry.shape))
+        forget_mapped(raw)
         return half_split(tensor, heads) if interleaved else tensor
 
     return load
