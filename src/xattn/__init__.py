@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PromptError,
         QueueFullError,
         RequestCancelledError,
+        SaveError,
         SourceError,
         SourceNotFoundError,
         StoreError,
@@ -59,8 +60,10 @@ if TYPE_CHECKING:
     from xattn.model import Model, load
     from xattn.models.parallel import Parallel
     from xattn.models.pictures import PictureEncoder
+    from xattn.models.texts import TextEncoder
     from xattn.spec import DecoderSpec, EncoderSpec, ModelSpec
     from xattn.store import MemoryStore
+    from xattn.tuning.graft import graft
 
 __version__ = "0.1.0"
 
@@ -100,6 +103,7 @@ __all__ = [
     "PromptError",
     "QueueFullError",
     "RequestCancelledError",
+    "SaveError",
     "Segment",
     "SourceError",
     "SourceNotFoundError",
@@ -109,6 +113,7 @@ __all__ = [
     "StoreUnavailableError",
     "Table",
     "TensorError",
+    "TextEncoder",
     "Ticket",
     "Transcript",
     "UnreadableSourceError",
@@ -119,6 +124,7 @@ __all__ = [
     "Word",
     "XattnError",
     "__version__",
+    "graft",
     "load",
     "plan",
     "read_table",
@@ -136,8 +142,10 @@ _HOMES = {
     "xattn.model": ("Model", "load"),
     "xattn.models.parallel": ("Parallel",),
     "xattn.models.pictures": ("PictureEncoder",),
+    "xattn.models.texts": ("TextEncoder",),
     "xattn.spec": ("DecoderSpec", "EncoderSpec", "ModelSpec"),
     "xattn.store": ("MemoryStore",),
+    "xattn.tuning.graft": ("graft",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -134,7 +134,7 @@ def projection_flops(decoder: DecoderSpec, positions: int, form: Form) -> int:
     if attention is None or is_absorbed(form):
         return 0
     per_position = 4 * decoder.memory_width * attention.kv_heads * attention.head_width
-    return decoder.placement.count * positions * per_position
+    return decoder.placement.projections * positions * per_position
 
 
 def absorption_bytes(decoder: DecoderSpec, *, dtype: str = "float32") -> int:
@@ -143,4 +143,4 @@ def absorption_bytes(decoder: DecoderSpec, *, dtype: str = "float32") -> int:
     if attention is None:
         return 0
     per_layer = 2 * decoder.memory_width * attention.kv_heads * attention.head_width
-    return decoder.placement.count * per_layer * dtype_bytes(dtype)
+    return decoder.placement.projections * per_layer * dtype_bytes(dtype)

@@ -21,6 +21,7 @@ from xattn.spec import (
     Form,
     ModelSpec,
     NormSpec,
+    ProjectorSpec,
     ResamplerSpec,
     StackSpec,
     dtype_bytes,
@@ -89,7 +90,7 @@ def decoder_matrices(spec: DecoderSpec) -> list[Matrix]:
             role="memory",
             outputs=kv_inner,
             inputs=spec.memory_width,
-            times=2 * times,
+            times=2 * spec.placement.projections,
             stored=own,
         )
         found.append(memory)
@@ -245,6 +246,8 @@ def matrices(spec: ModelSpec) -> Iterator[Matrix]:
                 yield matrix
         if encoder.resampler is not None:
             yield from _resampler_matrices(encoder.resampler, encoder.width)
+    for projector in spec.projectors:
+        yield from _projector_matrices(projector)
 
 
 def _encoders(spec: ModelSpec) -> Iterator[EncoderSpec]:
@@ -320,6 +323,31 @@ def _after(spec: EncoderSpec) -> Iterator[Matrix]:
         yield Matrix(role="output", outputs=outputs, inputs=inputs)
 
 
+def _projector_matrices(spec: ProjectorSpec) -> Iterator[Matrix]:
+    yield Matrix(role="output", outputs=spec.outputs, inputs=spec.inputs)
+    if spec.kind == "mlp":
+        yield Matrix(role="output", outputs=spec.outputs, inputs=spec.outputs)
+    if spec.resampler is not None:
+        yield from _resampler_matrices(spec.resampler, spec.outputs)
+
+
+def projector_flops(spec: ProjectorSpec, positions: int) -> int:
+    """Operations that make the states of so many positions into what is read."""
+    total = 2 * positions * spec.inputs * spec.outputs
+    if spec.kind == "mlp":
+        total += 2 * positions * spec.outputs**2
+    if spec.resampler is not None:
+        total += _resampler_flops(spec.resampler, spec.outputs, positions)
+    return total
+
+
+def _projector_others(spec: ProjectorSpec) -> int:
+    total = spec.inputs + (2 if spec.kind == "mlp" else 1) * spec.outputs
+    if spec.resampler is not None:  # three norms to a layer and one after the last, and the latents
+        total += (3 * spec.resampler.layers + 1 + spec.resampler.latents) * spec.outputs
+    return total
+
+
 def _resampler_matrices(spec: ResamplerSpec, width: int) -> Iterator[Matrix]:
     inner, times = spec.heads * spec.head_width, spec.layers
     yield Matrix(role="output", outputs=inner, inputs=spec.width, times=times)
@@ -366,13 +394,15 @@ def _others(spec: ModelSpec) -> int:
     decoder = spec.decoder
     total = _stack_others(decoder, decoder.self_layers) + decoder.head_bias * decoder.vocab_size
     cross, placement = decoder.cross_attention, decoder.placement
+    total += placement.count * placement.gates
     if cross is not None and placement.kind != "merged":
         # Layers that cross-attend instead have the norm that they would have for the other.
-        own = _attention_others(cross, decoder.width) + _norms(decoder)
+        made = _projection_others(cross)
+        own = _attention_others(cross, decoder.width) - made + _norms(decoder)
         if placement.own_feed_forward:
             own += _feed_forward_biases(decoder.feed_forward, decoder.width) + _norms(decoder)
-        gates = 2 if placement.kind == "gated" else 0
-        total += placement.count * (own + gates)
+        total += placement.count * own + placement.projections * made
+    total += sum(map(_projector_others, spec.projectors))
     return total + sum(map(_encoder_others, _encoders(spec)))
 
 
@@ -415,9 +445,17 @@ def _norm(norm: NormSpec, width: int) -> int:
 
 
 def _attention_others(spec: AttentionSpec, width: int) -> int:
-    inner, kv_inner = spec.heads * spec.head_width, spec.kv_heads * spec.head_width
-    biases = spec.q_bias * inner + (spec.k_bias + spec.v_bias) * kv_inner + spec.o_bias * width
-    return biases + (0 if spec.qk_norm is None else 2 * _norm(spec.qk_norm, spec.head_width))
+    biases = spec.q_bias * spec.heads * spec.head_width + spec.o_bias * width
+    return biases + _projection_others(spec) + _head_norm(spec)
+
+
+def _projection_others(spec: AttentionSpec) -> int:
+    """Of what makes keys and values."""
+    return (spec.k_bias + spec.v_bias) * spec.kv_heads * spec.head_width + _head_norm(spec)
+
+
+def _head_norm(spec: AttentionSpec) -> int:
+    return 0 if spec.qk_norm is None else _norm(spec.qk_norm, spec.head_width)
 
 
 def _feed_forward_biases(spec: FeedForwardSpec, width: int) -> int:

@@ -35,6 +35,7 @@ A message names what was wrong, the bound, the value found, and what to do.
     │   ├── DeadlineError                  its time ran out
     │   ├── RequestCancelledError          somebody called it off
     │   └── EngineClosedError              the engine was closed, or failed
+    ├── SaveError                          a model cannot be written
     └── MissingExtraError (ImportError)    an optional package is not installed
 
 The command line turns :class:`UsageError` into exit code 2 and the rest into exit code 1.
@@ -172,6 +173,10 @@ class RequestCancelledError(EngineError):
 
 class EngineClosedError(EngineError):
     """The engine was closed or failed, and answers nothing any more."""
+
+
+class SaveError(XattnError):
+    """A model cannot be written; what was there before is as it was."""
 
 
 class MissingExtraError(XattnError, ImportError):

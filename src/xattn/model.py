@@ -33,14 +33,15 @@ from xattn.ledger.account import Account
 from xattn.ledger.live import held_by_model
 from xattn.memory import Hash, Memory
 from xattn.models.build import build, require_device
-from xattn.models.encode import Prepared, encode, prepare_window
+from xattn.models.encode import Prepared, prepare_window
 from xattn.models.formats import read_checkpoint
+from xattn.models.lent import Like, lend
 from xattn.models.network import Counters, Network
 from xattn.models.parallel import Parallel
 from xattn.models.pins import Pins
 from xattn.models.rates import rates_of
 from xattn.models.resolve import resolve
-from xattn.models.sources import Sources
+from xattn.models.sources import MakesMemories, Sources
 from xattn.models.weights import Checkpoint
 from xattn.spec import FORM_CHOICES, Form, FormChoice, ModelSpec
 from xattn.store import MemoryStore
@@ -76,7 +77,12 @@ def load(
     checkpoint = read_checkpoint(resolve(os.fspath(name), offline=offline), os.fspath(name))
     _check_generation(checkpoint)
     network = build(checkpoint, dtype=dtype, quantize=quantize, device=device, hash=hash)
-    return Model(network, checkpoint)
+    sources = None
+    if checkpoint.encoders:
+        dtype = str(dtype).removeprefix("torch.")
+        like = Like(dtype=dtype, quantize=quantize, device=device, hash=hash)
+        sources = lend(checkpoint, network, like)
+    return Model(network, checkpoint, sources)
 
 
 def _check_generation(checkpoint: Checkpoint) -> None:
@@ -94,14 +100,20 @@ def _check_generation(checkpoint: Checkpoint) -> None:
 class Model:
     """A loaded model. Made by :func:`load`."""
 
-    def __init__(self, network: Network, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, network: Network, checkpoint: Checkpoint, sources: MakesMemories | None = None
+    ) -> None:
         self.network = network
         self.name = checkpoint.origin
+        self.path, self.base_path = checkpoint.path, checkpoint.base
+        """What it was read from, and what the model that it is a graft on was."""
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
         self.asker = Asker(network, checkpoint.tokenizer, self.name)
         """What makes tokens of prompts, languages and tasks."""
-        self._sources = Sources(network, checkpoint.tokenizer)
+        own = Sources(network, checkpoint.tokenizer) if sources is None else sources
+        self.sources: MakesMemories = own
+        """What makes memories for it."""
         self.pins = Pins(network)
         """Projections that are kept."""
         self.store: MemoryStore | None = None
@@ -194,7 +206,7 @@ class Model:
         if behind is not None:
             require(isinstance(behind, Memory), "behind", "a memory", behind)
             self.require_own([behind])
-        return self._sources.prepare(
+        return self.sources.prepare(
             sources, language=language, sample_rate=sample_rate, behind=behind
         )
 
@@ -215,13 +227,13 @@ class Model:
         one piece. The pieces are attended to together:
         ``model.generate(store.get_or_encode_prepared(model, pieces))``.
         """
-        return self._sources.prepare_long(
+        return self.sources.prepare_long(
             source, max_positions=max_positions, language=language, sample_rate=sample_rate
         )
 
     def encode_prepared(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources; texts go through the encoder in packs, unpadded."""
-        return encode(self.network, prepared)
+        return self.sources.encode(prepared)
 
     def remembered(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """The memories of prepared sources, from the store where there is one."""
@@ -556,15 +568,18 @@ class Model:
             for group in groups
         ]
 
-    def require_own(self, memories: Sequence[Memory], digest: str | None = None) -> None:
+    def require_own(
+        self, memories: Sequence[Memory], digests: frozenset[str] | None = None
+    ) -> None:
         """Raise :class:`UsageError` for a memory that another encoder made.
 
-        ``digest`` is that of this model's, for those who took it before.
+        ``digests`` are those of its encoders, for those who took them before.
         """
-        if digest is None and memories:
-            digest = self.network.encoder_digest  # it costs a look at the weights
+        if not memories:
+            return
+        own = self.sources.digests if digests is None else digests
         for memory in memories:
-            if memory.key.encoder != digest:
+            if memory.key.encoder not in own:
                 raise UsageError(
                     f"{memory!r} was made by another encoder than that of {self.name}; "
                     "encode its source with this model."

@@ -23,6 +23,7 @@ int8 with a scale for each position (of each head)."""
 FormChoice = Literal[Form, "auto"]
 """A form by name, or the sooner done of those that lose nothing."""
 PlacementKind = Literal["separate", "gated", "merged"]
+ProjectorKind = Literal["linear", "mlp", "resampler"]
 Modality = Literal["text", "audio", "image", "table"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -176,6 +177,22 @@ class Placement:
     """It stands in the place of self-attention, which these layers do without (Mllama)."""
     own_feed_forward: bool = False
     """It comes with a feed-forward of its own, beside the layer's (Flamingo, Idefics)."""
+    before: bool = False
+    """It comes before self-attention (Flamingo), and not after it."""
+    shared: bool = False
+    """All layers read the same keys and values, made by one projection."""
+    gate: bool = False
+    """``merged`` only: a gate between what the tokens alone give (0, where training may begin) and
+    the one softmax (1)."""
+
+    def __post_init__(self) -> None:
+        merged = self.kind == "merged"
+        require(merged or not self.gate, "gate", "left out but for 'merged'", self.gate)
+        for name in ("instead", "own_feed_forward", "before", "shared"):
+            value = getattr(self, name)
+            require(not (merged and value), name, "False where the placement is 'merged'", value)
+        alone = not (self.instead and (self.before or self.own_feed_forward))
+        require(alone, "instead", "False with `before` or `own_feed_forward`", self.instead)
 
     @classmethod
     def every(cls, layers: int) -> "Placement":
@@ -191,6 +208,18 @@ class Placement:
     def count(self) -> int:
         """Layers that cross-attend."""
         return sum(self.layers)
+
+    @property
+    def projections(self) -> int:
+        """Times that keys and values are made of a memory."""
+        return min(self.count, 1) if self.shared else self.count
+
+    @property
+    def gates(self) -> int:
+        """Numbers of a layer that say how much of what it reads counts."""
+        if self.kind == "gated":
+            return 2 if self.instead or self.own_feed_forward else 1
+        return int(self.gate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +346,36 @@ class ResamplerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """What makes an encoder's states into those that a decoder's cross-attention reads.
+
+    ``linear`` is a norm and a matrix, ``mlp`` a norm and two matrices with a GELU between (LLaVA
+    1.5, Liu et al. 2023), ``resampler`` a norm, a matrix and a Perceiver, which leaves a fixed
+    number of positions.
+    """
+
+    modality: Modality
+    kind: ProjectorKind
+    inputs: int
+    """Width of the encoder's states."""
+    outputs: int
+    resampler: ResamplerSpec | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        fits = (self.resampler is not None) == (self.kind == "resampler")
+        require(fits, "resampler", "given exactly for a projector that is one", self.resampler)
+        if self.resampler is not None:
+            width = self.resampler.width
+            require(width == self.outputs, "resampler.width", f"{self.outputs}", width)
+
+    def positions(self, encoded: int) -> int:
+        """Of so many encoded ones, those that are read."""
+        return encoded if self.resampler is None else self.resampler.latents
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSpec(StackSpec):
     """An encoder; of text with a ``vocab_size``, of recordings or pictures with a stem."""
 
@@ -375,6 +434,7 @@ class DecoderSpec(StackSpec):
             f"one entry for each of the {self.layers} layers",
             self.placement.layers,
         )
+        require(self.self_layers >= 1, "placement.instead", "left out of one layer or more", True)
         require(
             (self.cross_attention is not None) == (self.placement.count > 0),
             "cross_attention",
@@ -429,7 +489,7 @@ class DecoderSpec(StackSpec):
             rows, width = 1, self.memory_width
         else:
             attention = self.cross_attention
-            rows = 2 * self.placement.count * attention.kv_heads
+            rows = 2 * self.placement.projections * attention.kv_heads
             width = attention.head_width
         size = dtype_bytes(dtype)
         per_row = width + size if is_narrow(form) else width * size  # int8, and a scale
@@ -504,3 +564,15 @@ class ModelSpec:
     """(layer, head) pairs whose cross-attention follows the audio (Whisper)."""
     shared_embeddings: bool = True
     """Encoder and decoder read one table, where both read tokens (Marian may have two)."""
+    projectors: tuple[ProjectorSpec, ...] = ()
+    """Between encoders that are models of their own and this decoder, one for each modality."""
+
+    def __post_init__(self) -> None:
+        width, seen = self.decoder.memory_width, [one.modality for one in self.projectors]
+        require(len(seen) == len(set(seen)), "projectors", "of different modalities", seen)
+        for one in self.projectors:
+            require(one.outputs == width, "projectors", f"of {width} outputs", one.outputs)
+
+    def projector_for(self, modality: Modality) -> ProjectorSpec | None:
+        """What memories of that modality go through first, if anything."""
+        return next((one for one in self.projectors if one.modality == modality), None)

@@ -12,7 +12,6 @@ import torch
 import xattn
 from xattn.errors import InvalidSourceError, PromptError, SourceNotFoundError, UsageError
 from xattn.models import network
-from xattn.models.decoder import Decoder
 
 SOURCE = [5, 9, 12, 7, 2]
 
@@ -307,14 +306,6 @@ def test_an_answer_of_nothing_is_one(load, patience):
     others = [token for token in range(tiny.VOCAB) if token != eos]
     answer = model.generate(SOURCE, num_beams=4, patience=patience, suppress_tokens=others)
     assert answer.tokens == (eos,)
-
-
-@pytest.mark.parametrize("kind", ["gated", "merged"])
-def test_a_placement_that_is_not_run_is_refused(kind, load):
-    spec = load("bart").spec.decoder
-    other = replace(spec, placement=replace(spec.placement, kind=kind))
-    with pytest.raises(xattn.UnsupportedModelError, match=kind):
-        Decoder(other)
 
 
 @pytest.mark.parametrize("name", [None, 5, ["a"]])

@@ -74,10 +74,13 @@ class Asker:
 
         A language that is not given is detected on ``heard``. Raises as :meth:`request` does.
         """
-        if self._spec.encoder is None:
+        if self._spec.decoder.cross_attention is None:
             return self._continuation(memories, question.prompt), settings
-        bound = "left out for an encoder-decoder, to which memories have no order"
+        bound = "left out for cross-attention, to which memories have no order"
         require(question.parallel is None, "parallel", bound, question.parallel)
+        if self._spec.encoder is None:  # a language model that reads encoders lent to it
+            vocab_size = self._spec.decoder.vocab_size
+            return tuple(whole_prompt(question.prompt, self._tokenizer, vocab_size)), settings
         if not memories:
             raise UsageError(f"{self._name} is an encoder-decoder: `memory` must be given.")
         ids: list[int] = []

@@ -94,7 +94,7 @@ def obstacle_to_choice(network: Network) -> str | None:
         name = str(network.dtype).removeprefix("torch.")
         return f"In {name} the forms round differently, and tokens would depend on the form"
     for number, layer in enumerate(network.decoder.stack):
-        if layer.crosses and not (is_plain(layer.cross_attn.k) and is_plain(layer.cross_attn.v)):
+        if layer.crosses and not (is_plain(layer.reader.k) and is_plain(layer.reader.v)):
             return (
                 f"Layer {number} does not project with plain weights (int8, or an adapter), and "
                 "tokens would depend on the form"

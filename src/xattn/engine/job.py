@@ -100,7 +100,7 @@ class Desk:
 
     def __init__(self, model: Model, memories: Memories) -> None:
         self._model, self._memories = model, memories
-        self._digest = model.network.encoder_digest  # once: it costs a look at the weights
+        self._digests = model.sources.digests  # once: it costs a look at the weights
 
     def job(
         self,
@@ -146,7 +146,7 @@ class Desk:
         model = self._model
         for item in items:
             if isinstance(item, Memory):
-                model.require_own([item], self._digest)
+                model.require_own([item], self._digests)
         raw = [item for item in items if not isinstance(item, Memory)]
         source_language = None if model.asker.reads_audio else language
         prepared = iter(model.prepare_batch(raw, language=source_language) if raw else ())

@@ -109,8 +109,8 @@ def _most_allowed(job: Job, vocabulary: int) -> int:
 
 def _made_wide(network: Network) -> int:
     """Weights that absorbed memories are read with, of layers that are int8 otherwise."""
-    layers = [layer for layer in network.decoder.stack if layer.crosses]
-    found = [m for layer in layers for m in (layer.cross_attn.k, layer.cross_attn.v)]
+    readers = [layer.reader for layer in network.decoder.stack if layer.crosses]
+    found = [matrix for reader in readers for matrix in (reader.k, reader.v)]
     sizes = [4 * m.matrix.out_features * m.matrix.in_features
              for m in found if isinstance(m, NarrowLinear)]  # fmt: skip
     return sum(sizes) + 2 * max(sizes, default=0)  # one more on its way

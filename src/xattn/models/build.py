@@ -116,8 +116,10 @@ class _Loading:
         put_together(self._network)
 
     def _is_layer(self, module: str) -> bool:
-        """Whether it is a product of attention or of a feed-forward."""
+        """Whether it is a product of attention or of a feed-forward, in a stack of layers."""
         parent, _, attribute = module.rpartition(".")
+        if module.startswith("projectors."):
+            return False
         return is_narrowable(self._network.get_submodule(parent), attribute)
 
     def _put(self, name: str, place: Room | Tensor | None) -> None:

@@ -32,7 +32,7 @@ class SelfCache:
         attention = spec.self_attention
         shape = (2, rows, attention.kv_heads, 0, attention.head_width)
         self.layers_2PGCK = [
-            torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.self_layers)
         ]
         self.lengths = [0] * rows
         """Tokens that each row has seen."""

@@ -156,6 +156,8 @@ class CompiledDecoder:
             up=self._matrix(ffn.up),
             down=self._matrix(ffn.down),
             crosses=layer.crosses,
+            crosses_first=layer.crosses_first,
+            cross_gate=self._address(layer.cross_gate),
             gated=ffn.spec.gated,
             activation=structs.ACTIVATIONS.index(_activation(ffn)),
         )
@@ -395,6 +397,13 @@ def compiled(decoder: Decoder) -> CompiledDecoder | None:
 
 def obstacle(decoder: Decoder) -> str | None:
     """Why the kernels cannot run this decoder, or None where they can."""
+    placement, cross = decoder.spec.placement, decoder.spec.cross_attention
+    if placement.count and placement.kind == "merged":
+        return "its cross-attention is merged with self-attention"
+    if placement.count and (placement.instead or placement.own_feed_forward):
+        return "its cross-attention comes instead of self-attention, or with a feed-forward"
+    if placement.kind == "gated" and cross is not None and cross.o_bias:
+        return "its gated cross-attention has an output bias"
     for name, module in decoder.named_modules():
         if is_changed(module):
             return f"{name or 'the decoder'} has a hook, or a forward of its own"

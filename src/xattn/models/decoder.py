@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment, attend, combine, narrow
-from xattn.errors import UnsupportedModelError
 from xattn.models.clock import Clock
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
@@ -25,22 +24,52 @@ log-sum-exp ``[R, T, H]`` of what the same softmax reads of the tokens themselve
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention where the placement says so, feed-forward."""
+    """Self-attention, cross-attention where and as the placement says, feed-forward."""
 
     def __init__(self, spec: DecoderSpec, index: int) -> None:
         super().__init__()
+        placement = self._placement = spec.placement
         self.index = index
+        self._slot = sum(not (placement.instead and one) for one in placement.layers[:index])
         self.norm_first = spec.norm_place == "before"
-        self.self_norm = make_norm(spec.norm, spec.width)
-        self.self_attn = Attention(spec.self_attention, spec.width, spec.width)
-        if spec.placement.layers[index]:
+        self.crosses = placement.layers[index]
+        self.goes_on = spec.cross_attention is None
+        if self.attends_self:
+            self.self_norm = make_norm(spec.norm, spec.width)
+            self.self_attn = Attention(spec.self_attention, spec.width, spec.width)
+        if self.crosses and not self.merges:
             assert spec.cross_attention is not None
             self.cross_norm = make_norm(spec.norm, spec.width)
             self.cross_attn = Attention(spec.cross_attention, spec.width, spec.memory_width)
-        self.crosses = spec.placement.layers[index]
-        self.goes_on = spec.cross_attention is None
         self.ffn_norm = make_norm(spec.norm, spec.width)
         self.ffn = FeedForward(spec.feed_forward, spec.width)
+        if self.crosses and placement.own_feed_forward:
+            self.cross_ffn_norm = make_norm(spec.norm, spec.width)
+            self.cross_ffn = FeedForward(spec.feed_forward, spec.width)
+        gates = placement.gates if self.crosses else 0
+        self.cross_gate = nn.Parameter(torch.empty(1)) if gates else None
+        self.ffn_gate = nn.Parameter(torch.empty(1)) if gates == 2 else None
+        """Of the feed-forward that belongs to cross-attention."""
+
+    @property
+    def crosses_first(self) -> bool:
+        """Cross-attention comes before self-attention."""
+        return self._placement.before
+
+    @property
+    def merges(self) -> bool:
+        """Memories are read in the softmax of self-attention."""
+        return self.crosses and self._placement.kind == "merged"
+
+    @property
+    def reader(self) -> Attention:
+        """The attention that reads memories, of a layer that cross-attends."""
+        return self.self_attn if self.merges else self.cross_attn
+
+    @property
+    def attends_self(self) -> bool:
+        """It has self-attention, and not cross-attention instead."""
+        return not (self.crosses and self._placement.instead)
 
     def forward(
         self,
@@ -52,18 +81,22 @@ class DecoderLayer(nn.Module):
         clock: Clock | None = None,
     ) -> Tensor:
         """[R, T, D] -> [R, T, D]; writes the new keys and values into ``state``."""
-        x_RTD = self._around(
-            x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles, probe)
-        )
-        if clock is not None:
-            clock.end("self-attention")
-        if self.crosses:
+        if self.crosses_first:
+            x_RTD = self._cross(x_RTD, state, probe, clock)
+        if self.attends_self:
             x_RTD = self._around(
-                x_RTD, self.cross_norm, lambda h: self._attend_memories(h, state, probe)
+                x_RTD, self.self_norm, lambda h: self._attend_self(h, state, bias, angles, probe)
             )
             if clock is not None:
-                clock.end("cross-attention")
-        x_RTD = self._around(x_RTD, self.ffn_norm, self.ffn)
+                clock.end("self-attention")
+        if not self.crosses_first:
+            x_RTD = self._cross(x_RTD, state, probe, clock)
+        if self.attends_self:
+            x_RTD = self._around(x_RTD, self.ffn_norm, self.ffn)
+        else:
+            x_RTD = self._around(
+                x_RTD, self.ffn_norm, self.ffn, self.ffn_gate, state.reading_rows_R11
+            )
         if clock is not None:
             clock.end("feed-forward")
         return x_RTD
@@ -74,12 +107,47 @@ class DecoderLayer(nn.Module):
         """The memories as this layer reads them; None if it does not cross-attend."""
         if not self.crosses:
             return None
-        return self.cross_attn.project(states_NSD, mask_NS, form, scales_NS)
+        return self.reader.project(states_NSD, mask_NS, form, scales_NS)
 
-    def _around(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_first:
-            return saturate(x + sublayer(norm(x)))
-        return norm(saturate(x + sublayer(x)))
+    def _around(
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        sublayer: Callable[[Tensor], Tensor],
+        gate: Tensor | None = None,
+        rows_R11: Tensor | None = None,
+    ) -> Tensor:
+        """A residual: all of it, or as much as the gate is open, and in some rows only."""
+        added = sublayer(norm(x) if self.norm_first else x)
+        if gate is not None:
+            added = added * gate.tanh()
+        if rows_R11 is not None:
+            added = added * rows_R11
+        x = saturate(x + added)
+        return x if self.norm_first else norm(x)
+
+    def _cross(
+        self, x_RTD: Tensor, state: DecodeState, probe: QueryProbe | None, clock: Clock | None
+    ) -> Tensor:
+        """Cross-attention, and its feed-forward; with a gate or that, only where a row reads."""
+        if not self.crosses or self.merges:
+            return x_RTD
+        plain = self.cross_gate is None and not self._placement.own_feed_forward
+        rows_R11 = None if plain else state.reading_rows_R11
+        x_RTD = self._around(
+            x_RTD,
+            self.cross_norm,
+            lambda h: self._attend_memories(h, state, probe),
+            self.cross_gate,
+            rows_R11,
+        )
+        if self._placement.own_feed_forward:
+            x_RTD = self._around(
+                x_RTD, self.cross_ffn_norm, self.cross_ffn, self.ffn_gate, rows_R11
+            )
+        if clock is not None:
+            clock.end("cross-attention")
+        return x_RTD
 
     def _attend_self(
         self,
@@ -94,15 +162,19 @@ class DecoderLayer(nn.Module):
         if angles is not None:
             q_RTHK = rotate(q_RTHK, angles)
             k_RGTK = rotate(k_RGTK.transpose(1, 2), angles).transpose(1, 2)
-        k_RGCK, v_RGCK = state.cache.write(self.index, k_RGTK, attention.values(h_RTD))
+        k_RGCK, v_RGCK = state.cache.write(self._slot, k_RGTK, attention.values(h_RTD))
         cache = Materialized(k_NGSK=k_RGCK, v_NGSK=v_RGCK)
         own = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
-        if self.goes_on:
-            # A memory of keys and values is what came before: one more segment of the same softmax.
+        out_RTHK = own[0]
+        if self.goes_on or self.merges:
+            # A memory is one more segment of the same softmax.
             if probe is not None:
                 probe(self.index, q_RTHK, own[1])
-            own = combine([own, *state.memory_parts(q_RTHK, self.index, attention.spec.scale)])
-        return attention.output(own[0])
+            parts = state.memory_parts(q_RTHK, self.index, attention.spec.scale)
+            out_RTHK = combine([own, *parts])[0]
+            if self.cross_gate is not None:
+                out_RTHK = own[0] + self.cross_gate * (out_RTHK - own[0])
+        return attention.output(out_RTHK)
 
     def _attend_memories(
         self, h_RTD: Tensor, state: DecodeState, probe: QueryProbe | None
@@ -119,11 +191,6 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        if spec.placement.kind != "separate":
-            raise UnsupportedModelError(
-                f"`placement.kind` must be 'separate', but is {spec.placement.kind!r} instead: "
-                "no other is run."
-            )
         self.spec = spec
         self.clock: Clock | None = None
         """Counts the seconds of each part, where one asks for it."""
@@ -141,6 +208,8 @@ class Decoder(nn.Module):
         if spec.embedding_norm:
             self.embed_norm = make_norm(spec.norm, spec.width)
         self.layers = nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.layers))
+        if spec.placement.shared:
+            self._share_projections()
         if spec.final_norm:
             self.final_norm = make_norm(spec.norm, spec.width)
         self.head = Head(spec)
@@ -155,7 +224,7 @@ class Decoder(nn.Module):
     @property
     def any_weight(self) -> Tensor:
         """A weight that is neither narrow nor kept wide: of the model's device and number type."""
-        weight = next(self.stack).self_norm.weight
+        weight = next(self.stack).ffn_norm.weight
         assert isinstance(weight, Tensor)
         return weight
 
@@ -168,7 +237,21 @@ class Decoder(nn.Module):
             self.spec.require_absorbable()
             if is_narrow(form):  # once, for all layers
                 states_NSD, scales_NS = narrow(states_NSD)
-        return tuple(layer.project(states_NSD, mask_NS, form, scales_NS) for layer in self.stack)
+        if not self.spec.placement.shared:
+            return tuple(
+                layer.project(states_NSD, mask_NS, form, scales_NS) for layer in self.stack
+            )
+        first = next(layer for layer in self.stack if layer.crosses)
+        for_all = first.project(states_NSD, mask_NS, form, scales_NS)
+        return tuple(for_all if layer.crosses else None for layer in self.stack)
+
+    def _share_projections(self) -> None:
+        """Let all layers make keys and values as the first that cross-attends does."""
+        first, *others = [layer.cross_attn for layer in self.stack if layer.crosses]
+        for attention in others:
+            attention.k, attention.v = first.k, first.v
+            if first.spec.qk_norm is not None:
+                attention.k_norm = first.k_norm
 
     def hidden(
         self,

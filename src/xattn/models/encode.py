@@ -160,7 +160,7 @@ def prepare_written(
     count the characters of ``text``. A ``plain`` text has no special tokens around it. Raises
     :class:`InvalidSourceError` where it is too long.
     """
-    encoded, label = (side.encode_plain if plain else side.encode)(text), _label(text)
+    encoded, label = (side.encode_plain if plain else side.encode)(text), label_of(text)
     _check_ids(network, encoded.ids, label)
     how = f"{_how(network, preprocessing)} {side.identity}"
     return Prepared(
@@ -385,6 +385,7 @@ def _stem(network: Network) -> AudioStemSpec:
     return encoder.audio
 
 
-def _label(text: str) -> str:
+def label_of(text: str) -> str:
+    """The first words, as what a person would call a text."""
     line = " ".join(text.split())
     return line if len(line) <= LABEL_CHARACTERS else line[: LABEL_CHARACTERS - 1] + "…"

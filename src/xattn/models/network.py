@@ -9,7 +9,7 @@ frames, M mel bins.
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
-from xattn.memory import Hash, Memory, bytes_of, digest_of
+from xattn.memory import Hash, Memory, SpanTable, bytes_of, digest_of
 from xattn.models.blend import blend
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
 from xattn.models.parallel import Parallel, Stand, layout
+from xattn.models.projectors import Projector
 from xattn.models.state import DecodeState, Projection, Read, Reading
 from xattn.spec import FORMS, AttentionSpec, Form, ModelSpec, is_absorbed, is_narrow
 
@@ -57,6 +58,7 @@ class Network(nn.Module):
         self.spec, self.hash = spec, hash
         self.decoder = Decoder(spec.decoder)
         self.encoder = None if spec.encoder is None else Encoder(spec.encoder)
+        self.projectors = nn.ModuleDict({one.modality: Projector(one) for one in spec.projectors})
         self.counters = Counters()
         self._encoder_digest: tuple[str, str] | None = None
         self.use_kernels = True
@@ -105,7 +107,8 @@ class Network(nn.Module):
     @property
     def decoder_stamp(self) -> str:
         """Changes whenever a weight of the decoder does, and what it projected is stale."""
-        return stamp_of(self.decoder.state_dict(keep_vars=True).values())
+        weights = (module.state_dict(keep_vars=True) for module in (self.decoder, self.projectors))
+        return stamp_of(tensor for of_module in weights for tensor in of_module.values())
 
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -133,6 +136,14 @@ class Network(nn.Module):
         self.decoder.hidden(torch.tensor([list(ids)], device=self.device), state)
         self.counters.encoder_passes += 1
         return state.cache.only_row_SF()
+
+    @torch.no_grad()
+    def encode_hidden(self, ids: Sequence[int]) -> Tensor:
+        """Token ids -> the decoder's last hidden states ``[S, D]``, for another to attend to."""
+        state = self.start([[]])
+        ids_1S = torch.tensor([list(ids)], device=self.device)
+        self.counters.encoder_passes += 1
+        return self.decoder.hidden(ids_1S, state)[0]
 
     @torch.no_grad()
     def encode_mel(self, mel_NMF: Tensor) -> Tensor:
@@ -363,8 +374,25 @@ class Network(nn.Module):
             projection = self._project(batch, form)
             placed.update({identity_of(memory): (projection, n) for n, memory in enumerate(batch)})
 
+    def _adapted(self, memory: Memory) -> Memory:
+        """A memory as cross-attention takes it: through the projector of its modality, if any."""
+        spec = self.spec.projector_for(memory.modality)
+        if spec is None:
+            return memory
+        require(memory.width == spec.inputs, "memory", f"of width {spec.inputs}", memory)
+        states_SD = memory.states_SD.to(self.device, self.dtype)
+        mask_S = None if memory.mask_S is None else memory.mask_S.to(self.device)
+        states_SD = self.projectors[memory.modality](states_SD, mask_S)
+        if spec.resampler is None:
+            return replace(memory, states_SD=states_SD)
+        bounds_S2 = SpanTable.of(memory.spans).bounds_S2
+        whole_2 = torch.stack((bounds_S2[:, 0].min(), bounds_S2[:, 1].max()))
+        spans = SpanTable(whole_2.expand(len(states_SD), 2), memory.spans[0].unit)
+        return replace(memory, states_SD=states_SD, mask_S=None, spans=spans, source_tokens=())
+
     def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
+        memories = [self._adapted(memory) for memory in memories]
         width = self.spec.decoder.kv_width
         if self.spec.decoder.cross_attention is not None:
             width = self.spec.decoder.memory_width

@@ -6,26 +6,25 @@ know: a key before anything is encoded, and a place in the picture for each posi
 Axes: N pictures, C channels, Y rows and X columns of pixels, S positions, D model width.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from xattn.errors import UsageError, require
+from xattn.errors import MissingExtraError, UsageError, require
 from xattn.inputs.image import Picture, read_image
-from xattn.memory import HASHES, Hash, Memory, MemoryKey, SpanTable, digest_of
+from xattn.memory import Hash, Memory, MemoryKey, SpanTable, digest_of
+from xattn.models.borrowed import Borrowed, as_json, class_of
 from xattn.models.encode import Prepared
-from xattn.models.network import Counters, digest_of_weights, stamp_of
+from xattn.models.network import Counters
 
 PREPROCESSING = "image/1"
 BATCH = 32
 """Pictures that are encoded in one forward pass, at most."""
-_SAYS_NOTHING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-"""Entries of a config that change no number: where it came from, and what the weights say too."""
 
 
 class _Grid(NamedTuple):
@@ -53,18 +52,48 @@ class PictureEncoder:
     """
 
     def __init__(self, module: nn.Module, processor: Any, *, hash: Hash = "blake3") -> None:
-        require(hash in HASHES, "hash", f"one of {', '.join(HASHES)}", hash)
         bound = "a vision model with a config that says its patch_size"
         patch_size = getattr(getattr(module, "config", None), "patch_size", None)
         require(patch_size is not None, "module", bound, type(module).__name__)
         require(callable(processor), "processor", "an image processor", type(processor).__name__)
-        self.module, self.processor, self.hash = module, processor, hash
+        self.module, self.processor = module, processor
         self.counters = Counters()
-        self._encoder_digest: tuple[str, str] | None = None
+        self._borrowed = Borrowed(module, hash)
         self._grids: dict[tuple[int, ...], _Grid] = {}
 
     def __repr__(self) -> str:
         return f"PictureEncoder({type(self.module).__name__}, {type(self.processor).__name__})"
+
+    @classmethod
+    def load(
+        cls, directory: Path, *, device: str = "cpu", hash: Hash = "blake3"
+    ) -> "PictureEncoder":
+        """From a directory that :meth:`save` wrote; :class:`MissingExtraError` where it must."""
+        try:
+            from transformers import AutoImageProcessor, AutoModel
+        except ImportError as error:
+            raise MissingExtraError("transformers", "training", "vision encoders") from error
+        module = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+        processors: Any = AutoImageProcessor
+        processor = processors.from_pretrained(directory, local_files_only=True)
+        return cls(module.to(device).eval(), processor, hash=hash)
+
+    def save(self, directory: Path) -> None:
+        """Module and processor, as transformers saves them."""
+        for part in (self.module, self.processor):
+            save: Any = part.save_pretrained
+            save(directory)
+
+    @property
+    def width(self) -> int:
+        """Of the states."""
+        config: Any = self.module.config
+        return int(config.hidden_size)
+
+    @property
+    def hash(self) -> Hash:
+        """What digests are taken with."""
+        return self._borrowed.hash
 
     @property
     def encoder_digest(self) -> str:
@@ -72,23 +101,18 @@ class PictureEncoder:
 
         See :attr:`xattn.models.network.Network.encoder_digest`.
         """
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        about = f"{_class_of(self.module)} {_json(self._config())}"
-        stamp = about + stamp_of(tensor for _, tensor in named)
-        if self._encoder_digest is None or self._encoder_digest[0] != stamp:
-            self._encoder_digest = (stamp, digest_of_weights(about, named, self.hash))
-        return self._encoder_digest[1]
+        return self._borrowed.digest
 
     def weights_changed(self) -> None:
         """Take the digest again: a few numbers of a weight were changed through ``.data``."""
-        self._encoder_digest = None
+        self._borrowed.weights_changed()
 
     @property
     def preprocessing(self) -> str:
         """Name, version and digest of what makes pixel values: the processor and its settings."""
         # What a processor computes may change with its library's first number.
-        about = f"{_class_of(self.processor)} {version('transformers').partition('.')[0]}"
-        settings = _json(self.processor.to_dict())
+        about = f"{class_of(self.processor)} {version('transformers').partition('.')[0]}"
+        settings = as_json(self.processor.to_dict())
         return f"{PREPROCESSING} {digest_of(about.encode(), settings.encode(), hash=self.hash)}"
 
     def encode(self, source: Any) -> Memory:
@@ -130,7 +154,7 @@ class PictureEncoder:
                 modality="image",
                 preprocessing=preprocessing,
                 encoder=encoder,
-                dtype=str(self._weight.dtype).removeprefix("torch."),
+                dtype=self._borrowed.dtype,
                 hash=self.hash,
             ),
             inputs=pixels_CYX,
@@ -145,8 +169,7 @@ class PictureEncoder:
         Raises :class:`UsageError` while the module is in training mode, where dropout would make
         every memory another.
         """
-        training = any(part.training for part in self.module.modules())
-        require(not training, "module", "in evaluation mode (module.eval())", "training")
+        self._borrowed.require_evaluating()
         sizes: dict[tuple[int, ...], list[int]] = {}
         for n, item in enumerate(prepared):
             sizes.setdefault(tuple(_pixels(item).shape), []).append(n)
@@ -161,19 +184,11 @@ class PictureEncoder:
     @torch.no_grad()
     def _states(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Pixel values ``[C, Y, X]`` of one shape -> states ``[S, D]`` each, in one pass."""
-        pixels_NCYX = torch.stack(list(pixels)).to(self._weight.device, self._weight.dtype)
+        pixels_NCYX = torch.stack(list(pixels)).to(self._borrowed.weight)
         states_NSD = self.module(pixel_values=pixels_NCYX).last_hidden_state
         self.counters.encoder_passes += len(pixels)
         # Each its own storage: a memory that is kept must not keep its whole batch.
         return [states_SD.clone() for states_SD in states_NSD]
-
-    @property
-    def _weight(self) -> Tensor:
-        return next(self.module.parameters())
-
-    def _config(self) -> dict[str, Any]:
-        config: Mapping[str, Any] = self.module.config.to_dict()  # type: ignore[operator, union-attr]
-        return {name: value for name, value in config.items() if name not in _SAYS_NOTHING}
 
     def _pixel_values(self, picture: Picture) -> Tensor:
         """What the processor makes of the picture as RGB: ``[C, Y, X]``."""
@@ -204,7 +219,7 @@ class PictureEncoder:
         """From the shape of the states, for which the module runs without numbers."""
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         blank = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-        pixels = torch.empty(1, *shape, device="meta", dtype=self._weight.dtype)
+        pixels = torch.empty(1, *shape, device="meta", dtype=self._borrowed.weight.dtype)
         try:
             made = functional_call(self.module, blank, kwargs={"pixel_values": pixels})
             states = tuple(made.last_hidden_state.shape)
@@ -230,18 +245,3 @@ def _pixels(item: Prepared) -> Tensor:
     if not isinstance(item.inputs, Tensor):
         raise UsageError(f"{item.label!r} is a source of text, which no vision model encodes.")
     return item.inputs
-
-
-def _class_of(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _json(settings: Mapping[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True, default=_as_list)
-
-
-def _as_list(value: Any) -> Any:
-    """Arrays of numbers as lists; :class:`UsageError` for what has no lasting form."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise UsageError(f"a setting is a {type(value).__name__}, which no key can name: {value!r:.80}")

@@ -11,6 +11,7 @@ from xattn.spec import Form
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Pinned:
+    memory: Memory
     projection: Projection
     stamp: str
     """Of the decoder's weights when it was made."""
@@ -29,7 +30,8 @@ class Pins:
 
     def _pin(self, memory: Memory, form: Form, stamp: str) -> Projection:
         projection = self._network.project(memory, form=form)
-        self._held[identity_of(memory), form] = _Pinned(projection=projection, stamp=stamp)
+        pinned = _Pinned(memory=memory, projection=projection, stamp=stamp)
+        self._held[identity_of(memory), form] = pinned
         return projection
 
     def unpin(self, memory: Memory, form: Form) -> bool:
@@ -65,8 +67,7 @@ class Pins:
         stamp = self._network.decoder_stamp  # once: it costs a look at the weights
         for place in self._held.keys() & set(places):
             if self._held[place].stamp != stamp:
-                [memory] = self._held[place].projection.memories
-                self._pin(memory, form, stamp)
+                self._pin(self._held[place].memory, form, stamp)
         kept = [self._held.get(place) for place in places]
         return [
             memory if pinned is None else pinned.projection

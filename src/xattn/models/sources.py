@@ -1,7 +1,7 @@
 """What a model takes for a source: text, token ids, a table or a recording, of any length."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from xattn.errors import is_whole, require
 from xattn.inputs.audio import read_audio
@@ -11,6 +11,7 @@ from xattn.memory import Memory
 from xattn.models.encode import (
     Prepared,
     TextSource,
+    encode,
     placed_behind,
     prepare_audio,
     prepare_long_audio,
@@ -28,14 +29,54 @@ _NO_LANGUAGE = "left out for audio (it belongs to generate)"
 _NOT_CUT = "left out for audio and for decoder-only models, which do not cut into chunks"
 
 
+class MakesMemories(Protocol):
+    """What makes memories of sources: a model's own encoder, or encoders lent to it."""
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of all encoders whose memories are its own; taking them costs a look at the weights."""
+
+    def prepare(
+        self,
+        sources: Sequence[Any],
+        *,
+        language: str | None,
+        sample_rate: int | None,
+        behind: Memory | None = None,
+    ) -> list[Prepared]:
+        """The sources with their keys, in the order given."""
+
+    def prepare_long(
+        self,
+        source: Any,
+        *,
+        max_positions: int | None,
+        language: str | None,
+        sample_rate: int | None,
+    ) -> list[Prepared]:
+        """A source of any length in pieces."""
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
+        """One memory for each."""
+
+
 class Sources:
-    """Names what callers give to one model, and does not encode it."""
+    """Names what callers give to one model, and encodes it with the model's own encoder."""
 
     def __init__(self, network: Network, tokenizer: Tokenizer | None) -> None:
         self._network, self._tokenizer = network, tokenizer
         encoder = network.spec.encoder
         self._hears = encoder is not None and encoder.modality == "audio"
         self._goes_on = encoder is None
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of its encoder."""
+        return frozenset([self._network.encoder_digest])
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
+        """One memory for each; texts go through the encoder in packs, without padding."""
+        return encode(self._network, prepared)
 
     def prepare(
         self,

@@ -229,6 +229,7 @@ class DecodeState:
         self.native: object | None = None
         """What the compiled step keeps from call to call."""
         self._slots: list[Slot] | None = None
+        self._reading_rows: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what holds addresses, which are not those of a copy."""
@@ -240,6 +241,17 @@ class DecodeState:
         if self._slots is None:
             self._slots = slots_of(self.readings)
         return self._slots
+
+    @property
+    def reading_rows_R11(self) -> Tensor | None:
+        """1 for rows that read a memory and 0 for others; None where all rows do."""
+        if all(self.readings):
+            return None
+        if self._reading_rows is None:
+            kv = self.cache.layers_2PGCK[0]
+            flags = [float(bool(reading)) for reading in self.readings]
+            self._reading_rows = kv.new_tensor(flags)[:, None, None]
+        return self._reading_rows
 
     @property
     def rows(self) -> int:
@@ -300,6 +312,7 @@ class DecodeState:
     def _read(self, readings: list[Reading]) -> None:
         if readings != self.readings:  # else beams of one request changed places
             self.readings, self.native, self._slots = readings, None, None
+            self._reading_rows = None
 
     def attend_memories(self, q_RTHK: Tensor, layer: int, scale: float) -> Tensor:
         """Cross-attention of all rows over all their memories: [R, T, H, K] -> [R, T, H, K].

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xattn.errors import UnsafeCheckpointError
-from xattn.spec import ModelSpec
+from xattn.spec import Modality, ModelSpec
 
 if TYPE_CHECKING:  # a config says what a model is without torch
     from torch import Tensor
@@ -33,6 +33,16 @@ class Weight:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSource:
+    """An encoder that a model reads and has not in its own weights."""
+
+    modality: Modality
+    kind: Literal["model", "itself", "text", "picture"]
+    """Another model of xattn's, the decoder's own states, or a module of transformers."""
+    path: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model as found on disk, whatever the format."""
 
@@ -49,6 +59,12 @@ class Checkpoint:
     """Our name -> name a missing tensor would have in the file, for error messages."""
     unused: tuple[str, ...] = ()
     """Tensors of the file that nothing reads."""
+    encoders: tuple[EncoderSource, ...] = ()
+    """What makes its memories, where that is no encoder of its own."""
+    path: Path | None = None
+    """The file or directory that was read."""
+    base: Path | None = None
+    """That of the model which cross-attention was grafted onto."""
 
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

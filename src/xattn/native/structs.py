@@ -64,8 +64,10 @@ class Layer(Structure):
         ("gate", Matrix),
         ("down", Matrix),
         ("crosses", c_int64),
+        ("crosses_first", c_int64),
         ("gated", c_int64),
         ("activation", c_int64),
+        ("cross_gate", c_void_p),
     ]
 
 

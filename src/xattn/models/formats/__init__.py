@@ -1,5 +1,6 @@
 """Formats of checkpoints. Each has a module with ``matches(path)`` and ``read(path, origin)``."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from xattn.errors import UnsupportedModelError
 from xattn.models.weights import Checkpoint, refuse_pickles
 
 FORMATS = {
+    "graft": "graft.json of a graft",
     "gguf": "a .gguf file, or a directory with one",
     "g2p": "an .npz file of a grapheme-to-phoneme model",
     "ctranslate2": "model.bin of CTranslate2, with a vocabulary",
@@ -26,7 +28,7 @@ def read_checkpoint(path: Path, origin: str) -> Checkpoint:
         module = import_module(f"{__name__}.{name}")
         if module.matches(path):
             checkpoint: Checkpoint = module.read(path, origin)
-            return checkpoint
+            return replace(checkpoint, path=path)
     refuse_pickles(path)
     if path.is_file() and (path.parent / "config.json").is_file():
         raise UnsupportedModelError(

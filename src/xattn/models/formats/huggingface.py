@@ -1,13 +1,12 @@
 """Hugging Face checkpoint directories: config.json and safetensors, one file or shards."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xattn.errors import CheckpointError, CorruptCheckpointError, UnsupportedModelError
@@ -15,6 +14,7 @@ from xattn.inputs.json_files import read_json_as
 from xattn.inputs.tokenizers import load_tokenizer
 from xattn.models.families import family_of
 from xattn.models.network import Network
+from xattn.models.tensor_files import tensors_of
 from xattn.models.weights import Checkpoint, Weight, WeightTable, refuse_pickles
 from xattn.spec import ModelSpec
 
@@ -128,7 +128,7 @@ def read_safetensors(path: Path, model_type: object = None) -> dict[str, Weight]
         if not _is_file(file):
             refuse_pickles(path, model_type)
             raise CorruptCheckpointError(f"{file}: the file is missing from the checkpoint.")
-        tensors.update(_tensors_of(file))
+        tensors.update(tensors_of(file))
     return tensors
 
 
@@ -137,26 +137,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that no file can have
         return False
-
-
-def _tensors_of(file: Path) -> dict[str, Weight]:
-    try:
-        # Stays open (a memory map) for as long as a weight of it may still be loaded.
-        opened = safe_open(file, framework="pt").__enter__()
-        names = opened.keys()
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CorruptCheckpointError(
-            f"{file}: not a complete safetensors file ({error}); download or copy it again."
-        ) from error
-
-    def loader(name: str) -> Callable[[], Tensor]:
-        return lambda: opened.get_tensor(name)
-
-    return {
-        name: Weight(origin=name, shape=shape, load=loader(name), mapped=True)
-        for name, shape in shapes.items()
-    }
 
 
 def _flattened(weight: Weight) -> Weight:

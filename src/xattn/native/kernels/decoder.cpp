@@ -39,7 +39,8 @@ struct Layer {
     Norm self_norm, cross_norm, ffn_norm;
     Attention self, cross;
     Matrix up, gate, down;
-    int64_t crosses, gated, activation;
+    int64_t crosses, crosses_first, gated, activation;
+    const float *cross_gate;  // tanh of it is how much of what memories give counts; null: all
 };
 
 struct Decoder {
@@ -308,11 +309,14 @@ struct Pass {
             watch.end(VOCABULARY);
             for (int64_t l = 0, reading = 0; l < d.layers; l++) {
                 const Layer &layer = d.layer[l];
-                attend_self(w, layer, l);
-                watch.end(SELF_ATTENTION);
-                if (layer.crosses) {
-                    attend_memories(w, layer, reading++);
-                    watch.end(CROSS_ATTENTION);
+                for (int64_t first : {1, 0}) {
+                    if (first != layer.crosses_first) {
+                        attend_self(w, layer, l);
+                        watch.end(SELF_ATTENTION);
+                    } else if (layer.crosses) {
+                        attend_memories(w, layer, reading++);
+                        watch.end(CROSS_ATTENTION);
+                    }
                 }
                 feed_forward(w, layer);
                 watch.end(FEED_FORWARD);
@@ -544,7 +548,12 @@ struct Pass {
                 if (absorbed) reach_out(a, *absorption, i);
             });
         if (step.reads) read_stretches(w, a, reading);
-        w.share(M * a.heads, [&](int64_t i) { combine(a, absorption, i); });
+        const float share = layer.cross_gate ? std::tanh(*layer.cross_gate) : 1.0f;
+        w.share(M * a.heads, [&](int64_t i) {
+            combine(a, absorption, i);
+            if (layer.cross_gate)
+                for (int64_t k = 0; k < a.width; k++) mixed[i * a.width + k] *= share;
+        });
         leave(w, a.o, mixed, layer.cross_norm);
     }
 

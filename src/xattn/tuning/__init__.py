@@ -1,0 +1,1 @@
+"""Making models: grafts, their training, and where cross-attention pays."""
