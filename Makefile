@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 BIN := .venv/bin
-EXTRAS := audio,text,gguf,store,plot,vision,library,postgres,documents,dev
+EXTRAS := audio,text,gguf,store,plot,vision,library,postgres,documents,training,dev
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest
 

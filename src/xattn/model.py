@@ -107,6 +107,8 @@ class Model:
         self.name = checkpoint.origin
         self.path, self.base_path = checkpoint.path, checkpoint.base
         """What it was read from, and what the model that it is a graft on was."""
+        self.directory = checkpoint.directory
+        """Where its tokenizer lies."""
         self.generation_config: Mapping[str, Any] = checkpoint.generation
         self._tokenizer = checkpoint.tokenizer
         self.asker = Asker(network, checkpoint.tokenizer, self.name)

@@ -42,6 +42,8 @@ class SelfCache:
         """Where each token of each row lies; None while all lie in the row's own."""
         self.most: int | None = None
         """Tokens that no row will see more of, where that is known: growth ends there."""
+        self.keeps = True
+        """Whether what is written stays; not where all tokens pass at once, as in training."""
 
     @property
     def uniform(self) -> bool:
@@ -147,6 +149,8 @@ class SelfCache:
 
     def reserve(self, tokens: int) -> None:
         """Room for ``tokens`` more in every row."""
+        if not self.keeps:
+            return
         self._make_writable()
         needed = max(self.lengths, default=0) + tokens
         self._resize(self.physical_rows, grown_capacity(self.capacity, needed, self.most))
@@ -206,6 +210,8 @@ class SelfCache:
         The cache is settled. Rows of unequal length are written at their own end, and what lies
         beyond a row's length is hidden by the caller's bias and overwritten later.
         """
+        if not self.keeps:
+            return k_RGTK, v_RGTK
         T, used = k_RGTK.shape[2], max(self.lengths, default=0)
         cache = self.layers_2PGCK[layer]
         if torch.is_grad_enabled():
@@ -242,6 +248,8 @@ class SelfCache:
 
     def advance(self, counts: Sequence[int]) -> None:
         """Row r has seen ``counts[r]`` more tokens."""
+        if not self.keeps:
+            return
         if self.places_RC is not None:
             for row, (length, count) in enumerate(zip(self.lengths, counts, strict=True)):
                 self.places_RC[row, length : length + count] = self.own[row]

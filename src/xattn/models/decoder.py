@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xattn.attention import Materialized, Segment, attend, combine, narrow
 from xattn.models.clock import Clock
@@ -31,6 +32,7 @@ class DecoderLayer(nn.Module):
         placement = self._placement = spec.placement
         self.index = index
         self._slot = sum(not (placement.instead and one) for one in placement.layers[:index])
+        self._dropout = 0.0
         self.norm_first = spec.norm_place == "before"
         self.crosses = placement.layers[index]
         self.goes_on = spec.cross_attention is None
@@ -119,6 +121,8 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """A residual: all of it, or as much as the gate is open, and in some rows only."""
         added = sublayer(norm(x) if self.norm_first else x)
+        if self.training and self._dropout:
+            added = F.dropout(added, self._dropout)
         if gate is not None:
             added = added * gate.tanh()
         if rows_R11 is not None:
@@ -194,6 +198,7 @@ class Decoder(nn.Module):
         self.spec = spec
         self.clock: Clock | None = None
         """Counts the seconds of each part, where one asks for it."""
+        self._checkpoints = False
         self.embed = empty_embedding(spec.vocab_size, spec.width)
         position = spec.position
         if position.kind in ("learned", "sinusoidal"):
@@ -227,6 +232,13 @@ class Decoder(nn.Module):
         weight = next(self.stack).ffn_norm.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def prepare_training(self, *, dropout: float, checkpoints: bool) -> None:
+        """How it behaves in training mode: what is dropped of each residual, and whether layers
+        keep their inputs only, and run again for gradients (Chen et al. 2016)."""
+        self._checkpoints = checkpoints
+        for layer in self.stack:
+            layer._dropout = dropout
 
     def project(
         self, states_NSD: Tensor, mask_NS: Tensor | None, form: Form
@@ -290,7 +302,10 @@ class Decoder(nn.Module):
         if clock is not None:
             clock.end("vocabulary")
         for layer in self.stack:
-            x_RTD = layer(x_RTD, state, bias, angles, probe, clock)
+            if self._checkpoints and torch.is_grad_enabled():
+                x_RTD = checkpoint(layer, x_RTD, state, bias, angles, probe, use_reentrant=False)
+            else:
+                x_RTD = layer(x_RTD, state, bias, angles, probe, clock)
         state.cache.advance([T] * R if counts is None else counts)
         return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
 

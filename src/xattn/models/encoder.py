@@ -14,6 +14,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xattn.attention import Materialized, attend
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
@@ -61,6 +62,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.norm_first = spec.norm_place == "before"
+        self._dropout = 0.0
         self.self_norm = make_norm(spec.norm, spec.width)
         self.self_attn = Attention(spec.self_attention, spec.width, spec.width)
         self.ffn_norm = make_norm(spec.norm, spec.width)
@@ -69,10 +71,13 @@ class EncoderLayer(nn.Module):
     def forward(self, x_PD: Tensor, pack: Pack) -> Tensor:
         """[P, D] -> [P, D]."""
         if self.norm_first:
-            x_PD = saturate(x_PD + self._attend(self.self_norm(x_PD), pack))
-            return saturate(x_PD + self.ffn(self.ffn_norm(x_PD)))
-        x_PD = self.self_norm(saturate(x_PD + self._attend(x_PD, pack)))
-        return self.ffn_norm(saturate(x_PD + self.ffn(x_PD)))
+            x_PD = saturate(x_PD + self._dropped(self._attend(self.self_norm(x_PD), pack)))
+            return saturate(x_PD + self._dropped(self.ffn(self.ffn_norm(x_PD))))
+        x_PD = self.self_norm(saturate(x_PD + self._dropped(self._attend(x_PD, pack))))
+        return self.ffn_norm(saturate(x_PD + self._dropped(self.ffn(x_PD))))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self._dropout) if self.training and self._dropout else x
 
     def _attend(self, h_PD: Tensor, pack: Pack) -> Tensor:
         attention, h_1PD = self.self_attn, h_PD.unsqueeze(0)
@@ -122,6 +127,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
+        self._checkpoints = False
         if spec.audio is not None:
             self.stem = AudioStem(spec.audio, spec.width)
         else:
@@ -139,6 +145,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(spec) for _ in range(spec.layers))
         if spec.final_norm:
             self.final_norm = make_norm(spec.norm, spec.width)
+
+    def prepare_training(self, *, dropout: float, checkpoints: bool) -> None:
+        """As :meth:`Decoder.prepare_training <xattn.models.decoder.Decoder.prepare_training>`."""
+        self._checkpoints = checkpoints
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            layer._dropout = dropout
 
     def forward(self, inputs: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Ids ``[P]`` of one or more sources, or log-mel frames ``[N, M, F]``, -> ``[P, D]``.
@@ -164,5 +177,8 @@ class Encoder(nn.Module):
             bias_1HSS = self.relative_bias.reversed_queries(longest, x_PD.dtype)
         pack = Pack(lengths=lengths, bias_1HSS=bias_1HSS)
         for layer in self.layers:
-            x_PD = layer(x_PD, pack)
+            if self._checkpoints and torch.is_grad_enabled():
+                x_PD = checkpoint(layer, x_PD, pack, use_reentrant=False)
+            else:
+                x_PD = layer(x_PD, pack)
         return self.final_norm(x_PD) if self.spec.final_norm else x_PD

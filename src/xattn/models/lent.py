@@ -60,8 +60,13 @@ class HiddenStates:
 
     def __init__(self, network: Network, tokenizer: Tokenizer | None) -> None:
         self.width = network.spec.decoder.width
-        self.made_of: Network = network
-        self._sources = Sources(network, tokenizer)
+        self._tokenizer = tokenizer
+        self.read(network)
+
+    def read(self, network: Network) -> None:
+        """Let the states be those of ``network``."""
+        self.made_of = network
+        self._sources = Sources(network, self._tokenizer)
 
     @property
     def makes(self) -> MakesMemories:

@@ -113,6 +113,10 @@ class Network(nn.Module):
     @torch.no_grad()
     def encode_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
         """Token ids of N sources -> their states, ``[S, D]`` each."""
+        return self.states_of_tokens(ids)
+
+    def states_of_tokens(self, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The same, differentiable."""
         assert self.encoder is not None
         states: dict[int, Tensor] = {}
         for pack in packs([len(row) for row in ids]):

@@ -17,7 +17,7 @@ from xattn.errors import UsageError, is_whole, require
 from xattn.model import Model, load
 from xattn.models.formats.graft import grafted, moved_name
 from xattn.models.layers import Attention, RMSNorm
-from xattn.models.lent import HiddenStates, Lent, Module, OwnedByModel, Several
+from xattn.models.lent import HiddenStates, Lent, Module, OwnedByModel, Several, without_cross
 from xattn.models.network import Network
 from xattn.models.pictures import PictureEncoder
 from xattn.models.projectors import Resampler
@@ -89,7 +89,6 @@ def graft(
     several = isinstance(encoder, list | tuple)
     given: Iterable[Any] = encoder if several else [encoder]  # type: ignore[assignment]
     lent = [_lent(one, model, offline) for one in given]
-    sources = Several(lent)
     projectors, memory_width = _projectors(projector, lent, decoder, kind)
     placed = Placement(
         layers=_inserted(mask) if own_layers else mask,
@@ -108,6 +107,9 @@ def graft(
         path, _, attribute = moved_name(name, placed).rpartition(".")
         setattr(network.get_submodule(path), attribute, weight)
     _draw(network, torch.Generator().manual_seed(seed))
+    for one in lent:
+        if isinstance(one, HiddenStates):  # what changes the one changes the other
+            one.read(without_cross(network))
     checkpoint = Checkpoint(
         spec=spec,
         weights={},
@@ -117,7 +119,7 @@ def graft(
         generation=model.generation_config,
         base=model.path,
     )
-    return Model(network.eval(), checkpoint, sources)
+    return Model(network.eval(), checkpoint, Several(lent))
 
 
 def trainable(model: Model) -> list[str]:

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xattn.errors import SaveError, UsageError, require
+from xattn.errors import UsageError, require
 from xattn.model import Model
 from xattn.models.formats import read_checkpoint
 from xattn.models.formats.graft import (
@@ -62,7 +61,7 @@ def save(model: Model, directory: str | os.PathLike[str], *, copy: bool = True) 
             projectors=model.spec.projectors,
         )
         (new / CONFIG).write_text(json.dumps(as_json(config), indent=2) + "\n")
-        _write(own_weights(model), new / WEIGHTS)
+        save_file(own_weights(model), new / WEIGHTS)
 
 
 def own_weights(model: Model) -> dict[str, Tensor]:
@@ -117,10 +116,3 @@ def _kept(path: Path, new: Path, inside: str, copy: bool) -> Place:
         if file.is_file() and (file.suffix in KEPT or file.name in KEPT_NAMES):
             shutil.copyfile(file, target / file.name)
     return Place(inside=inside)
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise SaveError(f"{path.parent}: its weights cannot be written: {error}") from error

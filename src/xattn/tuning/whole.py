@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from xattn.errors import SaveError
 
 
@@ -35,7 +37,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         new.rename(directory)
         _force(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         raise _failed(directory, error) from error
     except BaseException:
@@ -54,8 +56,9 @@ def _force(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failed(directory: Path, error: OSError) -> SaveError:
+def _failed(directory: Path, error: Exception) -> SaveError:
+    why = getattr(error, "strerror", None) or error
     return SaveError(
-        f"{directory}: cannot be written: {error.strerror or error}; what was there before is "
-        "as it was."
+        f"{directory}: cannot be written: {why}; what was there before is as it was. Make room, "
+        "or choose another directory."
     )

@@ -9,6 +9,7 @@ from xattn.models.weights import Checkpoint, refuse_pickles
 
 FORMATS = {
     "graft": "graft.json of a graft",
+    "native": "xattn.json of a model that was trained here",
     "gguf": "a .gguf file, or a directory with one",
     "g2p": "an .npz file of a grapheme-to-phoneme model",
     "ctranslate2": "model.bin of CTranslate2, with a vocabulary",

@@ -1,0 +1,347 @@
+"""The training loop: on one process or many, and on after a crash as if there had been none.
+
+What is spread over devices and machines, and how, is accelerate's: ``accelerate launch`` starts as
+many processes as its own configuration says, and each takes its share of the batches.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from xattn.errors import MissingExtraError, UsageError
+from xattn.native.process import peak_bytes
+from xattn.store import MemoryStore
+from xattn.tuning.batches import Batch, Item, batches, encoder_is_frozen, memories_of, prepare
+from xattn.tuning.examples import Example, read_examples, texts_of
+from xattn.tuning.journal import Journal
+from xattn.tuning.making import make, save_model
+from xattn.tuning.recipe import Recipe
+from xattn.tuning.state import (
+    Progress,
+    checkpoints,
+    gathered,
+    load_state,
+    read_progress,
+    save_state,
+)
+from xattn.tuning.teacher import Teacher, choose, optimiser, rate_at
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+except ImportError as error:
+    raise MissingExtraError("accelerate", "training", "training") from error
+
+MODEL, BEST, STORE = "model", "best", "memories"
+DONE = "all steps are done"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a run."""
+
+    directory: Path
+    """Of the model: ``best`` where there is a validation loss, else ``model``."""
+    steps: int
+    loss: float
+    """Of training, over the last evaluation's stretch."""
+    best_loss: float | None
+    """Of validation."""
+    seconds: float
+    tokens: int
+    """That were learnt."""
+    encoder_passes: int
+    trained: int
+    """Numbers that were trained."""
+    peak_bytes: int
+    """Of the process."""
+    ended: str
+
+
+def train(recipe: Recipe, *, base: Path = Path(), say: Say = lambda _: None) -> Outcome:
+    """Run a recipe, or go on with it where its directory has a checkpoint.
+
+    ``base`` is what paths in it are relative to. Raises :class:`UsageError` for what does not fit,
+    and :class:`SaveError` where a checkpoint cannot be written; the one before stays.
+    """
+    directory = base / Path(recipe.directory).expanduser()
+    _require_same_recipe(directory, recipe)
+    return _Run(recipe, base, directory, say).run()
+
+
+def _require_same_recipe(directory: Path, recipe: Recipe) -> None:
+    """A run goes on with the recipe that it began with; only how long it lasts may change."""
+    found = checkpoints(directory)
+    if not found:
+        return
+    began, now = read_progress(found[-1]).recipe, recipe.model_dump(mode="json")
+    free = ("epochs", "steps", "patience", "save_every", "evaluate_every")
+    for one in (began, now):
+        for name in free:
+            one.get("training", {}).pop(name, None)
+        one.pop("directory", None)
+        one.pop("trackers", None)
+    if began != now:
+        part = next(name for name in now if began.get(name) != now[name])
+        raise UsageError(
+            f"{directory}: has a run of another recipe, whose [{part}] differs; give another "
+            "`directory`, or remove this one to begin again."
+        )
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise :class:`MissingExtraError` for one whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise MissingExtraError(name, name, f"`trackers` of which one is {name!r}")
+
+
+class _Run:
+    """One run of one process."""
+
+    def __init__(self, recipe: Recipe, base: Path, directory: Path, say: Say) -> None:
+        self.recipe, self.training, self.directory, self.say = (
+            recipe,
+            recipe.training,
+            directory,
+            say,
+        )
+        require_trackers(recipe.trackers)
+        self.accelerator = Accelerator(
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(directory),
+        )
+        set_seed(self.training.seed)
+        examples = read_examples(recipe.data.train, base, recipe.data.limit)
+        self.model = make(recipe.model, directory, texts_of(examples))
+        trained = choose(self.model, self.training.method)
+        self.frozen = encoder_is_frozen(self.model)
+        if self.frozen and self.training.remember:
+            self.model.store = MemoryStore(directory / STORE)
+        self.items = self._items(examples, "training")
+        self.validation: tuple[Item, ...] = ()
+        if recipe.data.validation is not None:
+            held_out = read_examples(recipe.data.validation, base)
+            self.validation = self._items(held_out, "validation")
+        self.steps = self._steps()
+        network = self.model.network
+        self.trained = sum(network.get_parameter(name).numel() for name in trained)
+        for stack in (network.decoder, network.encoder):
+            if stack is not None:
+                stack.prepare_training(
+                    dropout=self.training.dropout, checkpoints=self.training.checkpoint_activations
+                )
+        teacher = Teacher(network, self.training.label_smoothing)
+        self.teacher, self.optimiser = self.accelerator.prepare(
+            teacher, optimiser(self.model, self.training)
+        )
+        self.progress = Progress(recipe=recipe.model_dump(mode="json"))
+        self.passes_before = 0
+
+    def _items(self, examples: list[Example], what: str) -> tuple[Item, ...]:
+        data = self.recipe.data
+        found = prepare(
+            self.model, examples, most_source=data.most_source, most_target=data.most_target
+        )
+        if found.left_out:
+            self.say(f"{found.left_out} examples of {what} are too long, and left out")
+        return found.items
+
+    def _steps(self) -> int:
+        """Updates in all."""
+        if self.training.steps is not None:
+            return self.training.steps
+        assert self.training.epochs is not None
+        total = sum(len(list(self._groups(epoch))) for epoch in range(self.training.epochs))
+        return max(1, total)
+
+    def _groups(self, epoch: int, skip: int = 0) -> Iterator[list[Batch]]:
+        """What each update learns from: as many batches as processes accumulate."""
+        together = self.training.accumulate * self.accelerator.num_processes
+        of_epoch = batches(self.items, self.training.batch_tokens, self.training.seed, epoch)
+        of_epoch = islice(of_epoch, skip, None)
+        while group := list(islice(of_epoch, together)):
+            yield group
+
+    def run(self) -> Outcome:
+        journal = Journal(self.directory)
+        main = self.accelerator.is_main_process
+        found = checkpoints(self.directory)
+        if found:
+            self.progress = load_state(found[-1], self._bare, self.optimiser)
+            self.passes_before = self.progress.encoder_passes
+            if self.progress.step < self.steps and self.progress.ended == DONE:
+                self.progress.ended = ""  # it is to go on for longer
+            self.say(f"going on from step {self.progress.step}")
+        if self.recipe.trackers:
+            self.accelerator.init_trackers(self.directory.name)
+        if not main:
+            return self._finish(self._learn(None))
+        with journal.written_from(self.progress.step):
+            last = self._learn(journal)
+        journal.draw()
+        return self._finish(last)
+
+    def _learn(self, journal: Journal | None) -> float:
+        """Update until the end; the last loss."""
+        self.teacher.train()
+        last, begun = float("nan"), time.perf_counter()
+        before = self.progress.seconds
+        while not self._is_over():
+            for group in self._groups(self.progress.epoch, self.progress.batch):
+                last, rate = self._update(group), self._rate()
+                self.progress.step += 1
+                self.progress.batch += len(group)
+                self.progress.tokens += sum(batch.learnt for batch in group)
+                self.progress.seconds = before + time.perf_counter() - begun
+                self._end_of_step()
+                validated = self._validated()  # which may end it, too
+                over = self._is_over()
+                if journal is not None:
+                    journal.write(self.progress, last, rate, validated)
+                self._track(last, rate, validated)
+                if over or self.progress.step % self.training.save_every == 0:
+                    self._save()
+                if over:
+                    break
+            else:
+                self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+        return last
+
+    @property
+    def _bare(self) -> Teacher:
+        bare: Teacher = self.accelerator.unwrap_model(self.teacher)
+        return bare
+
+    def _is_over(self) -> bool:
+        return bool(self.progress.ended)
+
+    def _count_passes(self) -> None:
+        lent = getattr(self.model.sources, "lent", {}).values()
+        now = sum(one.made_of.counters.encoder_passes for one in lent)
+        now += self.model.counters.encoder_passes
+        self.progress.encoder_passes = self.passes_before + now
+
+    def _rate(self) -> float:
+        return float(self.optimiser.param_groups[0]["lr"])
+
+    def _update(self, group: list[Batch]) -> float:
+        """One step of the optimiser; the mean loss of all tokens that were learnt in it."""
+        share = rate_at(self.training, self.progress.step, self.steps)
+        for one in self.optimiser.param_groups:
+            one["lr"] = self.training.learning_rate * share
+        total = sum(batch.learnt for batch in group)
+        mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
+        # Processes' gradients are averaged, and each has a part of the sum.
+        weight = self.accelerator.num_processes / total
+        lost = torch.zeros((), device=self.accelerator.device)
+        micro = -(-len(group) // self.accelerator.num_processes)
+        for number in range(micro):
+            # Without a batch of its own a process learns nothing from another's, but takes part.
+            batch, counts = (mine[number], 1.0) if number < len(mine) else (group[0], 0.0)
+            last = number == micro - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.teacher):
+                loss = self._loss(batch) * counts
+                self.accelerator.backward(loss * weight)
+            lost += loss.detach()
+        if self.training.clip:
+            trained = [one for one in self.teacher.parameters() if one.requires_grad]
+            self.accelerator.clip_grad_norm_(trained, self.training.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return float(self.accelerator.reduce(lost, "sum")) / total
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        memories = memories_of(self.model, batch, frozen=self.frozen)
+        with self._precision():
+            loss: torch.Tensor = self.teacher(memories, batch.tokens_RT, batch.targets_RT)
+        return loss
+
+    def _precision(self) -> torch.autocast:
+        low = self.training.precision == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=low)
+
+    def _end_of_step(self) -> None:
+        if self.progress.step >= self.steps:
+            self.progress.ended = DONE
+
+    def _validated(self) -> float | None:
+        """The validation loss, where it is time for one; a better one keeps the model."""
+        due = self.progress.step % self.training.evaluate_every == 0 or self.progress.ended
+        if not self.validation or not due:
+            return None
+        loss = self._validation_loss()
+        if self.progress.best_loss is None or loss < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+            self.progress.without_gain = 0
+            self._keep_model(BEST)
+        else:
+            self.progress.without_gain += 1
+            patience = self.training.patience
+            if patience is not None and self.progress.without_gain >= patience:
+                self.progress.ended = f"no better loss in {patience} evaluations"
+        self.say(f"step {self.progress.step}: validation loss {loss:.4f}")
+        return loss
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        self.teacher.eval()
+        total = torch.zeros(2, device=self.accelerator.device)
+        of_validation = list(batches(self.validation, self.training.batch_tokens, 0))
+        mine = of_validation[self.accelerator.process_index :: self.accelerator.num_processes]
+        for batch in mine:
+            total[0] += self._bare_loss(batch)
+            total[1] += batch.learnt
+        self.teacher.train()
+        lost, learnt = self.accelerator.reduce(total, "sum").tolist()
+        return float(lost / learnt)
+
+    def _bare_loss(self, batch: Batch) -> torch.Tensor:
+        memories = memories_of(self.model, batch, frozen=self.frozen)
+        with self._precision():
+            loss: torch.Tensor = self._bare(memories, batch.tokens_RT, batch.targets_RT)
+        return loss
+
+    def _save(self) -> None:
+        self._count_passes()
+        tensors = gathered(self._bare, self.optimiser)
+        if self.accelerator.is_main_process:
+            save_state(self.directory, self.progress, tensors)
+        self.accelerator.wait_for_everyone()
+
+    def _keep_model(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            save_model(self.model, self.directory / name)
+        self.accelerator.wait_for_everyone()
+
+    def _track(self, loss: float, rate: float, validated: float | None) -> None:
+        if self.recipe.trackers:
+            values = {"loss": loss, "learning_rate": rate}
+            more = {} if validated is None else {"validation_loss": validated}
+            self.accelerator.log(values | more, step=self.progress.step)
+
+    def _finish(self, last: float) -> Outcome:
+        self.teacher.eval()
+        self._keep_model(MODEL)
+        if self.recipe.trackers:
+            self.accelerator.end_training()
+        kept = BEST if self.validation else MODEL
+        return Outcome(
+            directory=self.directory / kept,
+            steps=self.progress.step,
+            loss=last,
+            best_loss=self.progress.best_loss,
+            seconds=self.progress.seconds,
+            tokens=self.progress.tokens,
+            encoder_passes=self.progress.encoder_passes,
+            trained=self.trained,
+            peak_bytes=peak_bytes(),
+            ended=self.progress.ended,
+        )
