@@ -17,7 +17,7 @@ from runs import RUN, graft_recipe, in_a_process, scratch_recipe, write_examples
 import xattn
 from xattn.errors import SaveError, UsageError
 from xattn.tuning import journal
-from xattn.tuning.batches import IGNORED, batches, memories_of, prepare
+from xattn.tuning.batches import IGNORED, Batch, batches, memories_of, prepare
 from xattn.tuning.examples import read_examples
 from xattn.tuning.recipe import checked, read_recipe
 from xattn.tuning.state import checkpoints
@@ -65,7 +65,8 @@ def test_it_learns(data, tmp_path):
     items = prepare(model, examples, most_source=512, most_target=256).items
     teacher, lost, learnt = Teacher(model.network), 0.0, 0
     with torch.no_grad():
-        for batch in batches(items, 128, 0):
+        for some in batches(items, 128, 0):
+            batch = Batch(items=some)
             memories = memories_of(model, batch, frozen=True)
             lost += float(teacher(memories, batch.tokens_RT, batch.targets_RT))
             learnt += batch.learnt
@@ -202,8 +203,9 @@ def test_batches_are_of_a_size_and_of_all(data, tmp_path):
     items = prepare(model, examples, most_source=512, most_target=256).items
     for epoch in (None, 0, 1):
         found = list(batches(items, 200, 3, epoch))
-        assert sorted(i.tokens for b in found for i in b.items) == sorted(i.tokens for i in items)
-        for batch in found:
+        assert sorted(i.tokens for some in found for i in some) == sorted(i.tokens for i in items)
+        for some in found:
+            batch = Batch(items=some)
             longest = max(item.length for item in batch.items)
             assert len(batch.items) == 1 or longest * len(batch.items) <= 200
             assert int((batch.targets_RT != IGNORED).sum()) == batch.learnt

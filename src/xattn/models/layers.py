@@ -4,7 +4,7 @@ Axes: R rows, T tokens, N memories, S positions, H heads, G key/value heads, K h
 width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -115,13 +115,27 @@ class Attention(nn.Module):
         per_head = (self.spec.kv_heads, self.spec.head_width)
         return Absorbed(
             states_NSD=states_NSD,
-            k_weight_GKD=self.k.weight.unflatten(0, per_head),
-            v_weight_GKD=self.v.weight.unflatten(0, per_head),
+            k_weight_GKD=matrix_of(self.k).unflatten(0, per_head),
+            v_weight_GKD=matrix_of(self.v).unflatten(0, per_head),
             k_bias_GK=self.k.bias.unflatten(0, per_head) if self.spec.k_bias else None,
             v_bias_GK=self.v.bias.unflatten(0, per_head) if self.spec.v_bias else None,
             mask_NS=mask_NS,
             scales_NS=scales_NS,
         )
+
+
+def matrix_of(layer: nn.Module) -> Tensor:
+    """The matrix ``[O, I]`` that a product multiplies with, what adapters of peft add included."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if not hasattr(layer, "get_delta_weight") or layer.merged or layer.disable_adapters:
+        return weight
+    added: Callable[[str], Tensor] = layer.get_delta_weight  # type: ignore[assignment]
+    active: Iterable[str] = layer.active_adapters  # type: ignore[assignment]
+    for name in active:
+        if name in layer.lora_A:  # type: ignore[operator]
+            weight = weight + added(name)
+    return weight
 
 
 def _per_head(x_NGSK: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Axes: R rows, T tokens.
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,11 +85,17 @@ class Items:
 
 
 def prepare(
-    model: Model, examples: Sequence[Example], *, most_source: int, most_target: int
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    most_source: int,
+    most_target: int,
+    least: int = 1,
 ) -> Items:
     """Examples as ``model`` reads them; those beyond the bounds are left out.
 
-    Raises :class:`UsageError` where all are, or where one has no source that the model reads.
+    Raises :class:`UsageError` where fewer than ``least`` are not, or where one has no source that
+    the model reads.
     """
     found, start = [], model.spec.tokens.decoder_start
     ends = model.spec.tokens.eos
@@ -106,7 +113,7 @@ def prepare(
         if fits and len(tokens) < most_target:
             item = Item(sources=sources, tokens=tokens, learnt=len(target) + 1, end=ends[0])
             found.append(item)
-    if not found:
+    if len(found) < least:
         raise UsageError(
             f"all {len(examples)} examples are longer than `most_source` ({most_source}) or "
             f"`most_target` ({most_target})."
@@ -128,9 +135,20 @@ def _before(model: Model, example: Example, start: int | None) -> list[int]:
     return [start, *prefix]
 
 
+class HasLength(Protocol):
+    """What batches are made of."""
+
+    @property
+    def length(self) -> int:
+        """Positions and tokens."""
+
+
+T = TypeVar("T", bound=HasLength)
+
+
 def batches(
-    items: Sequence[Item], most_tokens: int, seed: int, epoch: int | None = None
-) -> Iterator[Batch]:
+    items: Sequence[T], most_tokens: int, seed: int, epoch: int | None = None
+) -> Iterator[tuple[T, ...]]:
     """All items in batches of at most ``most_tokens``, padding counted; one alone may have more.
 
     With an ``epoch`` they are shuffled; without, they are in the order of their lengths.
@@ -150,18 +168,18 @@ def batches(
         yield from of_pool
 
 
-def _cut(items: Sequence[Item], most_tokens: int) -> Iterator[Batch]:
-    held: list[Item] = []
+def _cut(items: Sequence[T], most_tokens: int) -> Iterator[tuple[T, ...]]:
+    held: list[T] = []
     longest = 0
     for item in items:
         longer = max(longest, item.length)
         if held and longer * (len(held) + 1) > most_tokens:
-            yield Batch(items=tuple(held))
+            yield tuple(held)
             held, longer = [], item.length
         held.append(item)
         longest = longer
     if held:
-        yield Batch(items=tuple(held))
+        yield tuple(held)
 
 
 def encoder_is_frozen(model: Model) -> bool:

@@ -11,7 +11,7 @@ lines, one for each language, are what translations come as. Files may be gzippe
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def texts_of(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _pairs(files: Sequence[Path]) -> Iterator[Example]:
-    sources, targets = (list(_lines(file)) for file in files)
+    sources, targets = (list(lines_of(file)) for file in files)
     if len(sources) != len(targets):
         raise UsageError(
             f"{files[0]} and {files[1]} must have as many lines, but have {len(sources)} and "
@@ -71,35 +71,56 @@ def _pairs(files: Sequence[Path]) -> Iterator[Example]:
 
 def _objects(files: Sequence[Path]) -> Iterator[Example]:
     for file in files:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines_of(file), 1):
             if line:
                 yield _example(line, f"{file}, line {number}")
 
 
 def _example(line: str, where: str) -> Example:
+    held = object_of(line, where, FIELDS, texts=("target",))
+    return Example(
+        sources=sources_of(held, where), target=held["target"], prompt=held.get("prompt")
+    )
+
+
+def object_of(
+    line: str, where: str, fields: Sequence[str], *, texts: Sequence[str]
+) -> dict[str, Any]:
+    """The JSON object of a line, of which ``texts`` must be there; ``where`` is for messages.
+
+    Raises :class:`UsageError` for what is none, or has other ``fields``.
+    """
     try:
         held = json.loads(line)
     except ValueError as error:
         raise UsageError(f"{where}: is no JSON: {error}") from error
     if not isinstance(held, dict):
         raise UsageError(f"{where}: must be a JSON object, but is {shown(held, 60)}.")
-    strange = next((name for name in held if name not in FIELDS), None)
+    strange = next((name for name in held if name not in fields), None)
     if strange is not None:
-        raise UsageError(f"{where}: fields are {', '.join(FIELDS)}, but one is {strange!r}.")
-    target, prompt = held.get("target"), held.get("prompt")
-    if not isinstance(target, str) or not target:
-        raise UsageError(f"{where}: `target` must be a text, but is {shown(target, 60)}.")
+        raise UsageError(f"{where}: fields are {', '.join(fields)}, but one is {strange!r}.")
+    for name in texts:
+        if not isinstance(held.get(name), str) or not held[name]:
+            value = shown(held.get(name), 60)
+            raise UsageError(f"{where}: `{name}` must be a text, but is {value}.")
+    prompt = held.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise UsageError(f"{where}: `prompt` must be a text, but is {shown(prompt, 60)}.")
+    return held
+
+
+def sources_of(held: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+    """The sources of an object; raises as :func:`read_examples` does."""
     if ("source" in held) == ("sources" in held):
         raise UsageError(f"{where}: must have one of `source` and `sources`.")
     sources = held["sources"] if "sources" in held else [held["source"]]
     if not isinstance(sources, list) or not all(isinstance(one, str | dict) for one in sources):
         raise UsageError(f"{where}: sources are texts or {{modality: path}}: {shown(sources, 60)}.")
-    return Example(sources=tuple(sources), target=target, prompt=prompt)
+    return tuple(sources)
 
 
-def _lines(file: Path) -> Iterator[str]:
+def lines_of(file: Path) -> Iterator[str]:
+    """The lines of a file, gzipped or not, without what is around them."""
     opening = gzip.open if file.suffix == ".gz" else open
     try:
         with opening(file, "rt", encoding="utf-8") as opened:

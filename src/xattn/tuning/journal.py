@@ -1,9 +1,9 @@
 """What a run says of itself: a CSV file, and a picture of its loss."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xattn.errors import MissingExtraError, SaveError
@@ -24,13 +24,15 @@ class Row:
     loss: float
     learning_rate: float
     validation_loss: float | None
+    seen: Mapping[str, float] = field(default_factory=dict)
+    """What else an objective tells."""
 
 
 class Journal:
-    """The rows of one run, written as they come."""
+    """The rows of one run, written as they come; ``sees`` are columns of its objective."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path, self._directory = directory / TABLE, directory
+    def __init__(self, directory: Path, sees: Sequence[str] = ()) -> None:
+        self.path, self._directory, self._sees = directory / TABLE, directory, tuple(sees)
 
     @contextmanager
     def written_from(self, step: int) -> Iterator[None]:
@@ -43,12 +45,19 @@ class Journal:
             raise SaveError(f"{self.path}: cannot be written: {error.strerror}.") from error
         with file:
             self._file, self._writer = file, csv.writer(file)
-            self._writer.writerow(COLUMNS)
+            self._writer.writerow((*COLUMNS, *self._sees))
             for row in kept:
                 self._add(row)
             yield
 
-    def write(self, progress: Progress, loss: float, rate: float, validation: float | None) -> None:
+    def write(
+        self,
+        progress: Progress,
+        loss: float,
+        rate: float,
+        validation: float | None,
+        seen: Mapping[str, float],
+    ) -> None:
         """One update more."""
         self._add(
             Row(
@@ -59,12 +68,13 @@ class Journal:
                 loss=loss,
                 learning_rate=rate,
                 validation_loss=validation,
+                seen=seen,
             )
         )
         self._file.flush()
 
     def _add(self, row: Row) -> None:
-        values = (getattr(row, name) for name in COLUMNS)
+        values = [getattr(row, name) for name in COLUMNS] + [row.seen[n] for n in self._sees]
         # All digits: two runs that are one are compared by them.
         self._writer.writerow("" if value is None else repr(value) for value in values)
 
@@ -91,6 +101,7 @@ def read(path: Path) -> list[Row]:
             loss=float(row["loss"]),
             learning_rate=float(row["learning_rate"]),
             validation_loss=float(row["validation_loss"]) if row["validation_loss"] else None,
+            seen={name: float(value) for name, value in row.items() if name not in COLUMNS},
         )
         for row in rows
     ]

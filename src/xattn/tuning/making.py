@@ -32,7 +32,7 @@ from xattn.spec import (
     PositionSpec,
     TokenSpec,
 )
-from xattn.tuning import saving
+from xattn.tuning import lora, saving
 from xattn.tuning.encoders import encoder_of
 from xattn.tuning.graft import graft
 from xattn.tuning.recipe import ModelPart, Scratch
@@ -136,7 +136,13 @@ def spec_of(part: ModelPart, scratch: Scratch, vocabulary: int) -> ModelSpec:
 
 
 def save_model(model: Model, directory: Path) -> None:
-    """A graft or any other model, as :func:`xattn.load` reads it; whole or not at all."""
+    """A graft or any other model, as :func:`xattn.load` reads it; whole or not at all.
+
+    Of one with adapters these are written alone, as peft writes them.
+    """
+    if lora.adapters(model):
+        lora.save_adapter(model, directory)
+        return
     if isinstance(model.sources, Several):
         saving.save(model, directory)
         return

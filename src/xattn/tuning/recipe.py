@@ -144,6 +144,16 @@ class Training(_Part):
         return self
 
 
+class Preference(_Part):
+    """Direct preference optimisation: data have a chosen and a rejected answer."""
+
+    loss: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    length_normalised: bool = False
+    reference_free: bool = False
+
+
 class Recipe(_Part):
     """All of it."""
 
@@ -151,6 +161,7 @@ class Recipe(_Part):
     model: ModelPart
     data: Data
     training: Training
+    preference: Preference | None = None
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
     """Beside the CSV file; their packages must be installed."""
 

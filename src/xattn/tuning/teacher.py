@@ -30,13 +30,25 @@ class Teacher(nn.Module):
         self.network, self.label_smoothing = network, label_smoothing
 
     def forward(
-        self, memories: Sequence[Sequence[Memory]], tokens_RT: Tensor, targets_RT: Tensor
+        self,
+        memories: Sequence[Sequence[Memory]],
+        tokens_RT: Tensor,
+        targets_RT: Tensor,
+        *,
+        by_row: bool = False,
     ) -> Tensor:
-        """The sum over all that is learnt of the cross-entropy, float32."""
+        """The sum over all that is learnt of the cross-entropy, float32.
+
+        ``by_row`` gives the log-probability of what is learnt in each row ``[R]`` instead.
+        """
         hidden_RTD = self.hidden(memories, tokens_RT)
         wanted_RT = (targets_RT != IGNORED).to(hidden_RTD.device)
         logits = self.network.decoder.logits(hidden_RTD[wanted_RT])
         targets = targets_RT.to(logits.device)[wanted_RT]
+        if by_row:
+            chosen = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            rows = wanted_RT.nonzero()[:, 0]
+            return chosen.new_zeros(len(tokens_RT)).index_add(0, rows, chosen)
         smooth = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smooth)
 
@@ -64,12 +76,19 @@ def _chosen(model: Model, method: str) -> set[str]:
     names = [name for name, _ in model.network.named_parameters()]
     choices: dict[str, Callable[[], Iterable[str]]] = {
         "full": lambda: names,
-        "decoder": lambda: [name for name in names if not name.startswith("encoder.")],
+        "decoder": lambda: _without_encoder(model.network),
         "gates": lambda: [name for name in names if name.endswith(GATES)],
         "new": lambda: new_weights(model),
         "lora": lambda: [name for name in names if ".lora_" in name],
     }
     return set(choices[method]())
+
+
+def _without_encoder(network: Network) -> list[str]:
+    """All weights that no memory depends on: a table that both sides read is the encoder's."""
+    encoder = () if network.encoder is None else network.encoder.parameters()
+    theirs = {id(weight) for weight in encoder}
+    return [name for name, weight in network.named_parameters() if id(weight) not in theirs]
 
 
 def new_weights(model: Model) -> list[str]:

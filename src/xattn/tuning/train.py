@@ -7,20 +7,25 @@ many processes as its own configuration says, and each takes its share of the ba
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from xattn.errors import MissingExtraError, UsageError
+from xattn.memory import Memory
 from xattn.native.process import peak_bytes
 from xattn.store import MemoryStore
-from xattn.tuning.batches import Batch, Item, batches, encoder_is_frozen, memories_of, prepare
-from xattn.tuning.examples import Example, read_examples, texts_of
+from xattn.tuning.batches import Batch, batches, encoder_is_frozen, memories_of
+from xattn.tuning.dpo import Pair, Preferences
 from xattn.tuning.journal import Journal
+from xattn.tuning.lora import add_adapter
 from xattn.tuning.making import make, save_model
+from xattn.tuning.objectives import Continuations, Lost, Objective
 from xattn.tuning.recipe import Recipe
 from xattn.tuning.state import (
     Progress,
@@ -41,6 +46,8 @@ except ImportError as error:
 MODEL, BEST, STORE = "model", "best", "memories"
 DONE = "all steps are done"
 Say = Callable[[str], None]
+Some = tuple[Any, ...]
+"""Items of the objective that go together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,16 +126,29 @@ class _Run:
             project_dir=str(directory),
         )
         set_seed(self.training.seed)
-        examples = read_examples(recipe.data.train, base, recipe.data.limit)
-        self.model = make(recipe.model, directory, texts_of(examples))
+        objective: Any = Continuations()
+        if recipe.preference is not None:
+            objective = Preferences(recipe.preference)
+        self.objective: Objective[Any] = objective
+        examples = objective.read(recipe.data.train, base, recipe.data.limit)
+        self.model = make(recipe.model, directory, self.objective.texts(examples))
+        if self.training.method == "lora":
+            how = self.training.lora
+            add_adapter(
+                self.model,
+                preset=how.preset,
+                rank=how.rank,
+                alpha=how.alpha,
+                dropout=how.dropout,
+            )
         trained = choose(self.model, self.training.method)
         self.frozen = encoder_is_frozen(self.model)
         if self.frozen and self.training.remember:
             self.model.store = MemoryStore(directory / STORE)
         self.items = self._items(examples, "training")
-        self.validation: tuple[Item, ...] = ()
+        self.validation: Sequence[Any] = ()
         if recipe.data.validation is not None:
-            held_out = read_examples(recipe.data.validation, base)
+            held_out = objective.read(recipe.data.validation, base, None)
             self.validation = self._items(held_out, "validation")
         self.steps = self._steps()
         network = self.model.network
@@ -144,15 +164,35 @@ class _Run:
         )
         self.progress = Progress(recipe=recipe.model_dump(mode="json"))
         self.passes_before = 0
+        if isinstance(objective, Preferences) and not objective.preference.reference_free:
+            self.items, self.validation = (
+                self._with_reference(objective, name, pairs)
+                for name, pairs in (("train", self.items), ("validation", self.validation))
+            )
 
-    def _items(self, examples: list[Example], what: str) -> tuple[Item, ...]:
-        data = self.recipe.data
-        found = prepare(
-            self.model, examples, most_source=data.most_source, most_target=data.most_target
-        )
-        if found.left_out:
-            self.say(f"{found.left_out} examples of {what} are too long, and left out")
-        return found.items
+    def _with_reference(
+        self, objective: Preferences, name: str, pairs: Sequence[Pair]
+    ) -> Sequence[Pair]:
+        """The pairs, with what the model says of them before it learns; kept in a file."""
+        path = self.directory / f"reference-{name}.safetensors"
+        if path.is_file() and pairs:
+            held = load_file(path)["logprobs_N2"].tolist()
+            return [replace(p, reference=(a, b)) for p, (a, b) in zip(pairs, held, strict=True)]
+        self._bare.eval()
+        most = self.training.batch_tokens
+        found = list(objective.with_reference(self._bare, pairs, most, self._remember))
+        if found and self.accelerator.is_main_process:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            numbers = torch.tensor([pair.reference for pair in found], dtype=torch.float64)
+            save_file({"logprobs_N2": numbers}, path)
+        return found
+
+    def _items(self, examples: Sequence[Any], what: str) -> Sequence[Any]:
+        found = self.objective.items(self.model, examples, self.recipe.data)
+        if len(found) < len(examples):
+            missing = len(examples) - len(found)
+            self.say(f"{missing} of the {what} data are too long, and left out")
+        return found
 
     def _steps(self) -> int:
         """Updates in all."""
@@ -162,7 +202,7 @@ class _Run:
         total = sum(len(list(self._groups(epoch))) for epoch in range(self.training.epochs))
         return max(1, total)
 
-    def _groups(self, epoch: int, skip: int = 0) -> Iterator[list[Batch]]:
+    def _groups(self, epoch: int, skip: int = 0) -> Iterator[list[Some]]:
         """What each update learns from: as many batches as processes accumulate."""
         together = self.training.accumulate * self.accelerator.num_processes
         of_epoch = batches(self.items, self.training.batch_tokens, self.training.seed, epoch)
@@ -171,7 +211,7 @@ class _Run:
             yield group
 
     def run(self) -> Outcome:
-        journal = Journal(self.directory)
+        journal = Journal(self.directory, self.objective.sees)
         main = self.accelerator.is_main_process
         found = checkpoints(self.directory)
         if found:
@@ -192,21 +232,22 @@ class _Run:
     def _learn(self, journal: Journal | None) -> float:
         """Update until the end; the last loss."""
         self.teacher.train()
-        last, begun = float("nan"), time.perf_counter()
+        last: float = float("nan")
+        begun = time.perf_counter()
         before = self.progress.seconds
         while not self._is_over():
             for group in self._groups(self.progress.epoch, self.progress.batch):
-                last, rate = self._update(group), self._rate()
+                (last, seen), rate = self._update(group), self._rate()
                 self.progress.step += 1
                 self.progress.batch += len(group)
-                self.progress.tokens += sum(batch.learnt for batch in group)
+                self.progress.tokens += sum(map(self.objective.weight, group))
                 self.progress.seconds = before + time.perf_counter() - begun
                 self._end_of_step()
                 validated = self._validated()  # which may end it, too
                 over = self._is_over()
                 if journal is not None:
-                    journal.write(self.progress, last, rate, validated)
-                self._track(last, rate, validated)
+                    journal.write(self.progress, last, rate, validated, seen)
+                self._track({"loss": last, "learning_rate": rate} | seen, validated)
                 if over or self.progress.step % self.training.save_every == 0:
                     self._save()
                 if over:
@@ -232,37 +273,43 @@ class _Run:
     def _rate(self) -> float:
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def _update(self, group: list[Batch]) -> float:
-        """One step of the optimiser; the mean loss of all tokens that were learnt in it."""
+    def _update(self, group: list[Some]) -> tuple[float, dict[str, float]]:
+        """One step of the optimiser; the mean loss in it, and means of what else was seen."""
         share = rate_at(self.training, self.progress.step, self.steps)
         for one in self.optimiser.param_groups:
             one["lr"] = self.training.learning_rate * share
-        total = sum(batch.learnt for batch in group)
+        total = sum(map(self.objective.weight, group))
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         # Processes' gradients are averaged, and each has a part of the sum.
         weight = self.accelerator.num_processes / total
-        lost = torch.zeros((), device=self.accelerator.device)
+        sums = torch.zeros(1 + len(self.objective.sees), device=self.accelerator.device)
         micro = -(-len(group) // self.accelerator.num_processes)
         for number in range(micro):
             # Without a batch of its own a process learns nothing from another's, but takes part.
-            batch, counts = (mine[number], 1.0) if number < len(mine) else (group[0], 0.0)
+            some, counts = (mine[number], 1.0) if number < len(mine) else (group[0], 0.0)
             last = number == micro - 1
             with nullcontext() if last else self.accelerator.no_sync(self.teacher):
-                loss = self._loss(batch) * counts
-                self.accelerator.backward(loss * weight)
-            lost += loss.detach()
+                lost = self._lost(self.teacher, some)
+                self.accelerator.backward(lost.loss * counts * weight)
+            sums += counts * self._sums(lost)
         if self.training.clip:
             trained = [one for one in self.teacher.parameters() if one.requires_grad]
             self.accelerator.clip_grad_norm_(trained, self.training.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return float(self.accelerator.reduce(lost, "sum")) / total
+        found, *seen = (self.accelerator.reduce(sums, "sum") / total).tolist()
+        return float(found), dict(zip(self.objective.sees, seen, strict=True))
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        memories = memories_of(self.model, batch, frozen=self.frozen)
+    def _lost(self, teacher: Teacher, some: Some) -> Lost[Any]:
         with self._precision():
-            loss: torch.Tensor = self.teacher(memories, batch.tokens_RT, batch.targets_RT)
-        return loss
+            return self.objective.loss(teacher, some, self._remember)
+
+    def _remember(self, batch: Batch) -> list[list[Memory]]:
+        return memories_of(self.model, batch, frozen=self.frozen)
+
+    def _sums(self, lost: Lost[Any]) -> torch.Tensor:
+        parts = [lost.loss.detach(), *(lost.seen[name] for name in self.objective.sees)]
+        return torch.stack(parts).float().to(self.accelerator.device)
 
     def _precision(self) -> torch.autocast:
         low = self.training.precision == "bfloat16"
@@ -293,21 +340,13 @@ class _Run:
     @torch.no_grad()
     def _validation_loss(self) -> float:
         self.teacher.eval()
-        total = torch.zeros(2, device=self.accelerator.device)
-        of_validation = list(batches(self.validation, self.training.batch_tokens, 0))
-        mine = of_validation[self.accelerator.process_index :: self.accelerator.num_processes]
-        for batch in mine:
-            total[0] += self._bare_loss(batch)
-            total[1] += batch.learnt
+        sums = torch.zeros(1 + len(self.objective.sees), device=self.accelerator.device)
+        parts = list(batches(self.validation, self.training.batch_tokens, 0))
+        for some in parts[self.accelerator.process_index :: self.accelerator.num_processes]:
+            sums += self._sums(self._lost(self._bare, some))
         self.teacher.train()
-        lost, learnt = self.accelerator.reduce(total, "sum").tolist()
-        return float(lost / learnt)
-
-    def _bare_loss(self, batch: Batch) -> torch.Tensor:
-        memories = memories_of(self.model, batch, frozen=self.frozen)
-        with self._precision():
-            loss: torch.Tensor = self._bare(memories, batch.tokens_RT, batch.targets_RT)
-        return loss
+        total = self.objective.weight(self.validation)
+        return float((self.accelerator.reduce(sums, "sum") / total)[0])
 
     def _save(self) -> None:
         self._count_passes()
@@ -321,9 +360,8 @@ class _Run:
             save_model(self.model, self.directory / name)
         self.accelerator.wait_for_everyone()
 
-    def _track(self, loss: float, rate: float, validated: float | None) -> None:
+    def _track(self, values: dict[str, float], validated: float | None) -> None:
         if self.recipe.trackers:
-            values = {"loss": loss, "learning_rate": rate}
             more = {} if validated is None else {"validation_loss": validated}
             self.accelerator.log(values | more, step=self.progress.step)
 

@@ -1,0 +1,149 @@
+"""Adapters: nothing at first, their own weights alone after, and exact on every path."""
+
+import json
+
+import pytest
+import torch
+from pairs import random_tokens
+from runs import scratch_recipe, write_examples
+
+import xattn
+from xattn.errors import CorruptCheckpointError, UsageError
+from xattn.tuning import lora
+from xattn.tuning.recipe import checked
+from xattn.tuning.train import train
+
+SOURCE = list(range(5, 16))
+
+
+@pytest.fixture
+def model(tmp_path):
+    import tiny
+
+    tiny.make("t5", tmp_path)
+    return xattn.load(tmp_path)
+
+
+def opened(model, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.network.named_parameters():
+            if ".lora_" in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+
+
+def logits(model, form="materialized"):
+    state = model.network.start([[model.encode(SOURCE)]], form=form)
+    return model.network.step(random_tokens(1, 5), state)
+
+
+@pytest.mark.parametrize("preset", lora.PRESETS)
+def test_it_changes_nothing_at_first(preset, model):
+    before, key = logits(model), model.encode(SOURCE).key
+    names = lora.add_adapter(model, preset=preset)
+    assert names
+    assert all(preset == "all" or f"{preset}_attn" in name for name in names)
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    opened(model)
+    assert (logits(model) - before).abs().max() > 1e-2
+    assert model.encode(SOURCE).key == key
+    lora.use_adapters(model)
+    torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    lora.remove(model)
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_merged_and_apart_are_one(form, model):
+    lora.add_adapter(model, preset="all")
+    opened(model)
+    apart = logits(model, form)
+    torch.testing.assert_close(apart, logits(model), atol=1e-4, rtol=1e-4)
+    lora.merge(model)
+    torch.testing.assert_close(logits(model, form), apart, atol=1e-4, rtol=1e-4)
+    lora.unmerge(model)
+    torch.testing.assert_close(logits(model, form), apart, atol=1e-4, rtol=1e-4)
+    lora.remove(model, keep_merged=True)
+    assert lora.adapters(model) == []
+    torch.testing.assert_close(logits(model, form), apart, atol=1e-4, rtol=1e-4)
+
+
+def test_what_it_computes_is_a_low_rank_sum(model):
+    attention = next(model.network.decoder.stack).cross_attn
+    x, weight = torch.randn(2, 3, 32), attention.q.weight
+    lora.add_adapter(model, preset="cross", rank=4, alpha=12)
+    opened(model)
+    layer = attention.q
+    added = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 12 / 4
+    wanted = (x @ (weight + added).T).unflatten(-1, (4, -1))
+    torch.testing.assert_close(attention.queries(x), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_several_adapters_are_kept_and_used_by_name(model, tmp_path):
+    found = {}
+    for name, seed in (("one", 1), ("two", 2)):
+        lora.add_adapter(model, preset="cross", name=name)
+        lora.use_adapters(model, name)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for path, weight in model.network.named_parameters():
+                if f".{name}." in path:
+                    weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+        found[name] = logits(model)
+        lora.save_adapter(model, tmp_path / name, name)
+    assert (found["one"] - found["two"]).abs().max() > 1e-2
+    lora.remove(model)
+    for name in ("two", "one"):
+        lora.load_adapter(model, tmp_path / name, name)
+    for name, wanted in found.items():
+        lora.use_adapters(model, name)
+        torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_adapter_is_trained_and_written(tmp_path):
+    write_examples(tmp_path / "train.jsonl", 40, 1)
+    write_examples(tmp_path / "valid.jsonl", 10, 2)
+    base = train(scratch_recipe(tmp_path / "base", tmp_path, steps=10)).directory
+    given = scratch_recipe(tmp_path / "run", tmp_path, steps=20).model_dump(mode="json")
+    given["model"] = {"path": str(base)}
+    given["training"] |= {"method": "lora", "lora": {"preset": "cross", "rank": 4}}
+    outcome = train(checked(given))
+    assert {one.name for one in outcome.directory.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert json.loads((outcome.directory / "adapter_config.json").read_text())["r"] == 4
+    model = xattn.load(base)
+    before = {name: weight.clone() for name, weight in model.network.named_parameters()}
+    lora.load_adapter(model, outcome.directory)
+    assert outcome.trained == sum(
+        weight.numel() for name, weight in model.network.named_parameters() if ".lora_" in name
+    )
+    lora.remove(model)
+    assert all(torch.equal(w, before[name]) for name, w in model.network.named_parameters())
+
+
+def test_what_does_not_fit_is_refused(model, tmp_path):
+    import tiny
+
+    with pytest.raises(UsageError, match="`preset` must be one of cross, self, all"):
+        lora.add_adapter(model, preset="everything")
+    with pytest.raises(UsageError, match="`rank` must be at least 1"):
+        lora.add_adapter(model, rank=0)
+    lora.add_adapter(model)
+    with pytest.raises(UsageError, match="that of no adapter yet"):
+        lora.add_adapter(model)
+    with pytest.raises(UsageError, match="of adapters: default"):
+        lora.use_adapters(model, "other")
+    lora.save_adapter(model, tmp_path / "adapter")
+    tiny.make("llama", tmp_path / "lm")
+    lm = xattn.load(tmp_path / "lm")
+    with pytest.raises(UsageError, match="has no such products"):
+        lora.add_adapter(lm, preset="cross")
+    with pytest.raises(CorruptCheckpointError, match="holds no adapter"):
+        lora.load_adapter(model, tmp_path / "nowhere", "other")
+    tiny.make("t5", tmp_path / "wide", d_model=48)
+    with pytest.raises(CorruptCheckpointError, match="adapter of another model"):
+        lora.load_adapter(xattn.load(tmp_path / "wide"), tmp_path / "adapter")
+    with pytest.raises(UsageError, match="not quantised"):
+        lora.add_adapter(xattn.load(tmp_path / "wide", quantize="int8"))
