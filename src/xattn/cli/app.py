@@ -19,6 +19,7 @@ from xattn.cli import (
     graft,
     index,
     models,
+    placement,
     plan,
     plan_train,
     profile,
@@ -69,6 +70,12 @@ def build() -> Any:
     plan_app.command("model", cls=Command)(plan.plan_model)
     plan_app.command("train", cls=Command)(plan_train.plan_train)
     app.add_typer(plan_app, name="plan")
+    placement_app = typer.Typer(
+        help="Which layers cross-attend, and which need to?", no_args_is_help=True
+    )
+    placement_app.command(cls=Command)(placement.show)
+    placement_app.command(cls=Command)(placement.probe)
+    app.add_typer(placement_app, name="placement")
     eval_app = typer.Typer(help="How good are the answers?", no_args_is_help=True)
     eval_app.command(cls=Command)(evaluate.qa)
     app.add_typer(eval_app, name="eval")

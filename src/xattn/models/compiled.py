@@ -334,9 +334,10 @@ def _readers(state: DecodeState) -> Iterator[Reader]:
 
 
 def _readable(state: DecodeState) -> bool:
-    """All memories are in one form."""
-    forms = {group.projection.form for slot in state.slots for group in slot}
-    return len(forms) <= 1
+    """All memories are in one form, and some layer reads them."""
+    projections = state.projections
+    forms = {one.form for one in projections}
+    return len(forms) <= 1 and all(any(s is not None for s in p.segments) for p in projections)
 
 
 def _of(projection: Projection, layer: int) -> Segment:

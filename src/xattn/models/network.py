@@ -100,6 +100,10 @@ class Network(nn.Module):
             self._encoder_digest = (stamp, digest)
         return self._encoder_digest[1]
 
+    def describe_again(self) -> None:
+        """Let the kernels look at the decoder anew: what its layers do was changed."""
+        self._compiled = None
+
     def weights_changed(self) -> None:
         """Take the digest again: a few numbers of a weight were changed through ``.data``."""
         self._encoder_digest = None

@@ -1,6 +1,6 @@
 """What a model takes for a source: text, token ids, a table or a recording, of any length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from xattn.errors import is_whole, require
@@ -87,6 +87,7 @@ class Sources:
         behind: Memory | None = None,
     ) -> list[Prepared]:
         """The sources with their keys, in the order given."""
+        sources = [self._plain(source) for source in sources]
         fits = behind is None or self._goes_on
         require(fits, "behind", "left out for encoders, which read each source alone", behind)
         if self._hears:
@@ -107,6 +108,14 @@ class Sources:
         if behind is None:
             return prepared
         return [placed_behind(self._network, item, behind) for item in prepared]
+
+    def _plain(self, source: Any) -> Any:
+        """A source, which may be given as ``{modality: source}``."""
+        if not isinstance(source, Mapping):
+            return source
+        own = "audio" if self._hears else "text"
+        require(list(source) == [own], "source", f"{{{own!r}: source}} or the source", dict(source))
+        return source[own]
 
     def _kind(
         self, source: Any, language: str | None
@@ -142,6 +151,7 @@ class Sources:
         sample_rate: int | None,
     ) -> list[Prepared]:
         """A source of any length in pieces: chunks of a text or table, windows of a recording."""
+        source = self._plain(source)
         if self._hears or self._goes_on:
             require(max_positions is None, "max_positions", _NOT_CUT, max_positions)
         if self._hears:

@@ -1,0 +1,50 @@
+"""How good answers are, by the measures of their field: WER, BLEU, chrF, exact match."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from xattn.errors import MissingExtraError, require
+
+Metric = Literal["wer", "bleu", "chrf", "exact"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+LOWER_IS_BETTER = ("wer",)
+
+
+def score(metric: Metric, answers: Sequence[str], references: Sequence[str]) -> float:
+    """Of a corpus, in percent.
+
+    ``wer`` is the word error rate (jiwer) of words without case and punctuation; ``bleu`` and
+    ``chrf`` are sacrebleu's, of texts as they are (their signatures are sacrebleu's defaults);
+    ``exact`` is the share of answers that are their reference. Raises :class:`MissingExtraError`.
+    """
+    require(metric in METRICS, "metric", f"one of {', '.join(METRICS)}", metric)
+    require(len(answers) == len(references) > 0, "answers", "one for each reference", len(answers))
+    if metric == "exact":
+        same = sum(a.strip() == r.strip() for a, r in zip(answers, references, strict=True))
+        return 100 * same / len(answers)
+    if metric == "wer":
+        jiwer = _imported("jiwer", "word error rates")
+        plain = [[_words(text) for text in texts] for texts in (references, answers)]
+        return 100 * float(jiwer.wer(*plain))
+    sacrebleu = _imported("sacrebleu", "BLEU and chrF")
+    corpus = sacrebleu.corpus_bleu if metric == "bleu" else sacrebleu.corpus_chrf
+    return float(corpus(list(answers), [list(references)]).score)
+
+
+def better(metric: Metric, one: float, other: float) -> bool:
+    """Whether ``one`` is better than ``other``."""
+    return one < other if metric in LOWER_IS_BETTER else one > other
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
+
+
+def _imported(name: str, purpose: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(name, "training", purpose) from error
