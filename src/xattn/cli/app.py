@@ -23,6 +23,7 @@ from xattn.cli import (
     plan,
     plan_train,
     profile,
+    sweep,
     train,
     transcribe,
     translate,
@@ -60,6 +61,7 @@ def build() -> Any:
         ask.ask,
         graft.graft,
         train.train,
+        train.dpo,
         models.models,
         doctor.doctor,
         profile.profile,
@@ -76,6 +78,10 @@ def build() -> Any:
     placement_app.command(cls=Command)(placement.show)
     placement_app.command(cls=Command)(placement.probe)
     app.add_typer(placement_app, name="placement")
+    sweep_app = typer.Typer(help="Which placement pays?", cls=DefaultGroup)
+    sweep_app.command(cls=Command)(sweep.run)
+    sweep_app.command(cls=Command)(sweep.report)
+    app.add_typer(sweep_app, name="sweep")
     eval_app = typer.Typer(help="How good are the answers?", no_args_is_help=True)
     eval_app.command(cls=Command)(evaluate.qa)
     app.add_typer(eval_app, name="eval")

@@ -27,7 +27,7 @@ DataFile = Annotated[
         "files of lines, by giving it twice.",
     ),
 ]
-MetricName = Annotated[str, typer.Option("--metric", help="wer, bleu, chrf or exact.")]
+MetricName = Annotated[str, typer.Option("--metric", help="wer, bleu, chrf, exact, or loss.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Examples, at most.")]
 Picture = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="The curve as a picture (PNG, SVG).")

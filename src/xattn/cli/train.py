@@ -23,14 +23,29 @@ def train(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> No
     Paths in the recipe are from the directory that this is called in. `accelerate launch -m xattn
     train RECIPE` runs it on several devices or machines.
     """
+    _run(recipe, threads, json=json, preference=False)
+
+
+def dpo(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> None:
+    """Train what RECIPE says, by direct preference optimisation.
+
+    Its data have a `chosen` and a `rejected` answer; [preference] says how they are weighed.
+    """
+    _run(recipe, threads, json=json, preference=True)
+
+
+def _run(recipe: str, threads: int | None, *, json: bool, preference: bool) -> None:
     import torch
 
-    from xattn.tuning.recipe import read_recipe
+    from xattn.tuning.recipe import Preference, read_recipe
     from xattn.tuning.train import train as run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    outcome = run(read_recipe(Path(recipe)), say=print_note)
+    read = read_recipe(Path(recipe))
+    if preference and read.preference is None:
+        read = read.model_copy(update={"preference": Preference()})
+    outcome = run(read, say=print_note)
     if json:
         print_json(asdict(outcome) | {"directory": str(outcome.directory)})
         return
@@ -48,5 +63,6 @@ def _lines(outcome: "Outcome") -> list[str]:
         f"time      {outcome.seconds:.1f} s, {rate:.0f} learnt tokens/s",
         f"encoder   {outcome.encoder_passes} passes",
         f"memory    {readable_bytes(outcome.peak_bytes)} at most",
+        *(f"{name:<10}{value:.2f}" for name, value in outcome.scores.items()),
         f"written   {outcome.directory}",
     ]

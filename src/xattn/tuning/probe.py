@@ -11,7 +11,7 @@ Axes: L layers, R rows, T tokens, A heads, S positions, H heads, K head width, D
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,13 @@ from xattn.errors import UsageError, require
 from xattn.memory import Memory
 from xattn.model import Model
 from xattn.models.decoder import DecoderLayer
+from xattn.tuning.batches import Batch, prepare
 from xattn.tuning.examples import Example
-from xattn.tuning.scoring import Metric, better, score
+from xattn.tuning.scoring import METRICS, Metric, better, score
+from xattn.tuning.teacher import Teacher
+
+Measure = Metric | Literal["loss"]
+"""A score of answers, or the mean cross-entropy of the truth's tokens, which needs no answers."""
 
 SPARE_TOKENS = 16
 """That an answer may have beyond twice the truth's: one that goes astray need not go on."""
@@ -62,7 +67,7 @@ class Probe:
     """What was found."""
 
     model: str
-    metric: Metric
+    metric: Measure
     examples: int
     curve: tuple[Kept, ...]
     """From all layers to none."""
@@ -78,7 +83,7 @@ class Probe:
 def probe(
     model: Model,
     examples: Sequence[Example],
-    metric: Metric,
+    metric: Measure,
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> Probe:
@@ -89,11 +94,15 @@ def probe(
     layers = crossing(model)
     if not layers:
         raise UsageError(f"{model.name} has no layer with cross-attention.")
+    known = ("loss", *METRICS)
+    require(metric in known, "metric", f"one of {', '.join(known)}", metric)
     require(len(examples) > 0, "examples", "at least one", len(examples))
     sources = [model.remembered(model.prepare_batch(list(one.sources))) for one in examples]
 
     def scored(left_out: Sequence[int]) -> float:
         with leaving_out(model, left_out):
+            if metric == "loss":
+                return _loss(model, examples, sources)
             return _score(model, examples, sources, metric)
 
     whole = scored(())
@@ -233,6 +242,18 @@ def _score(
     return score(metric, answers, [example.target for example in examples])
 
 
+@torch.no_grad()
+def _loss(model: Model, examples: Sequence[Example], sources: Sequence[Sequence[Memory]]) -> float:
+    """Of a token, in nats."""
+    lost, learnt, teacher = 0.0, 0, Teacher(model.network).eval()
+    for example, memories in zip(examples, sources, strict=True):
+        items = prepare(model, [example], most_source=2**20, most_target=2**20).items
+        batch = Batch(items=items)
+        lost += float(teacher([memories], batch.tokens_RT, batch.targets_RT))
+        learnt += items[0].learnt
+    return lost / learnt
+
+
 def _bytes(model: Model, layers: Sequence[int]) -> int:
     """Of a position, where these layers read it."""
     decoder = model.spec.decoder
@@ -242,6 +263,6 @@ def _bytes(model: Model, layers: Sequence[int]) -> int:
     return each * (min(len(layers), 1) if decoder.placement.shared else len(layers))
 
 
-def _worse(metric: Metric, value: float) -> float:
+def _worse(metric: Measure, value: float) -> float:
     """The larger, the worse."""
-    return value if better(metric, 0.0, 1.0) else -value
+    return value if metric == "loss" or better(metric, 0.0, 1.0) else -value

@@ -144,6 +144,19 @@ class Training(_Part):
         return self
 
 
+class Evaluation(_Part):
+    """What the model says of held-out sources when it is trained, and how good that is."""
+
+    data: str | list[str]
+    metrics: list[Literal["wer", "bleu", "chrf", "exact"]] = ["bleu", "chrf"]
+    num_beams: Positive = 1
+    most_tokens: Positive = 128
+    """Of an answer."""
+    limit: Positive | None = None
+    tokenize: Literal["13a", "none"] = "13a"
+    """How sacrebleu cuts words for BLEU; ``none`` for texts whose words stand apart already."""
+
+
 class Preference(_Part):
     """Direct preference optimisation: data have a chosen and a rejected answer."""
 
@@ -162,6 +175,7 @@ class Recipe(_Part):
     data: Data
     training: Training
     preference: Preference | None = None
+    evaluation: Evaluation | None = None
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
     """Beside the CSV file; their packages must be installed."""
 

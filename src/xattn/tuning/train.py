@@ -7,7 +7,7 @@ many processes as its own configuration says, and each takes its share of the ba
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -18,15 +18,18 @@ from safetensors.torch import load_file, save_file
 
 from xattn.errors import MissingExtraError, UsageError
 from xattn.memory import Memory
+from xattn.model import Model, load
 from xattn.native.process import peak_bytes
 from xattn.store import MemoryStore
 from xattn.tuning.batches import Batch, batches, encoder_is_frozen, memories_of
 from xattn.tuning.dpo import Pair, Preferences
+from xattn.tuning.examples import read_examples
 from xattn.tuning.journal import Journal
 from xattn.tuning.lora import add_adapter
 from xattn.tuning.making import make, save_model
 from xattn.tuning.objectives import Continuations, Lost, Objective
-from xattn.tuning.recipe import Recipe
+from xattn.tuning.recipe import Evaluation, Recipe
+from xattn.tuning.scoring import score
 from xattn.tuning.state import (
     Progress,
     checkpoints,
@@ -45,6 +48,7 @@ except ImportError as error:
 
 MODEL, BEST, STORE = "model", "best", "memories"
 DONE = "all steps are done"
+ANSWERED_AT_ONCE = 32
 Say = Callable[[str], None]
 Some = tuple[Any, ...]
 """Items of the objective that go together."""
@@ -70,6 +74,8 @@ class Outcome:
     peak_bytes: int
     """Of the process."""
     ended: str
+    scores: dict[str, float] = field(default_factory=dict)
+    """Of what the model says of held-out sources, in percent."""
 
 
 def train(recipe: Recipe, *, base: Path = Path(), say: Say = lambda _: None) -> Outcome:
@@ -80,7 +86,32 @@ def train(recipe: Recipe, *, base: Path = Path(), say: Say = lambda _: None) -> 
     """
     directory = base / Path(recipe.directory).expanduser()
     _require_same_recipe(directory, recipe)
-    return _Run(recipe, base, directory, say).run()
+    outcome = _Run(recipe, base, directory, say).run()
+    if recipe.evaluation is None:
+        return outcome
+    return replace(outcome, scores=evaluate(load(outcome.directory), recipe.evaluation, base))
+
+
+def evaluate(model: Model, evaluation: Evaluation, base: Path = Path()) -> dict[str, float]:
+    """How good a model's answers to held-out sources are, by each metric."""
+    examples = read_examples(evaluation.data, base, evaluation.limit)
+    answers: list[str] = []
+    for first in range(0, len(examples), ANSWERED_AT_ONCE):
+        some = examples[first : first + ANSWERED_AT_ONCE]
+        memories = [model.encode_batch(list(one.sources)) for one in some]
+        prompts = [one.prompt for one in some]
+        found = model.generate_batch(
+            memories,
+            prompts if any(prompts) else None,  # type: ignore[arg-type]
+            num_beams=evaluation.num_beams,
+            max_new_tokens=evaluation.most_tokens,
+        )
+        answers += [one.text for one in found]
+    references = [one.target for one in examples]
+    return {
+        metric: score(metric, answers, references, tokenize=evaluation.tokenize)
+        for metric in evaluation.metrics
+    }
 
 
 def _require_same_recipe(directory: Path, recipe: Recipe) -> None:
@@ -90,11 +121,12 @@ def _require_same_recipe(directory: Path, recipe: Recipe) -> None:
         return
     began, now = read_progress(found[-1]).recipe, recipe.model_dump(mode="json")
     free = ("epochs", "steps", "patience", "save_every", "evaluate_every")
+    aside = ("directory", "trackers", "evaluation")
     for one in (began, now):
         for name in free:
             one.get("training", {}).pop(name, None)
-        one.pop("directory", None)
-        one.pop("trackers", None)
+        for name in aside:
+            one.pop(name, None)
     if began != now:
         part = next(name for name in now if began.get(name) != now[name])
         raise UsageError(
