@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 import transformers
 from meta import counted, ids, theirs
 from torch.autograd.graph import saved_tensors_hooks
 
+import xattn
 from xattn.counts import parameters
 from xattn.errors import UsageError
 from xattn.ledger.hardware import machine_of
@@ -114,8 +116,16 @@ def test_a_graft_adds_cross_attention_to_some_layers():
     assert spec.decoder.placement.count == 6
     added = parameters(spec) - parameters(spec_of("smollm2-135m"))
     width, inner, kv = 576, 9 * 64, 3 * 64
-    per_layer = 2 * width * inner + 2 * width * kv + width + 2
-    assert added == 6 * per_layer
+    per_layer = 2 * width * inner + 2 * width * kv + width + 1
+    assert added == 6 * per_layer + width * width + 2 * width  # and a projector
+
+
+def test_a_graft_is_what_graft_makes(tmp_path):
+    tiny.make("llama", tmp_path, num_hidden_layers=4, hidden_size=48, head_dim=12)
+    lm = xattn.load(tmp_path)
+    spec = lm.spec
+    model = xattn.graft(lm, encoder="itself", placement="every:2")
+    assert parameters(grafted(spec, 2)) == parameters(model.spec)
 
 
 def test_choices_stand_side_by_side():

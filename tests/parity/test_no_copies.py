@@ -50,12 +50,12 @@ def test_the_measure_sees_a_copy(pairs, monkeypatch):
     """A decoder that repeats a memory for each row is caught."""
     from xattn.models import state as module
 
-    plain = module.attend
+    plain = module.attend_alone
 
     def copying(q, segment, **kwargs):
         segment.k_NGSK.repeat_interleave(2, dim=0)
         return plain(q, segment, **kwargs)
 
-    monkeypatch.setattr(module, "attend", copying)
+    monkeypatch.setattr(module, "attend_alone", copying)
     monkeypatch.setattr(pairs("t5").ours, "use_kernels", False)
     assert largest_allocation(pairs("t5"), 8, "materialized", 2000) >= 2000 * 32 * 4

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
     with pytest.raises(CorruptCheckpointError, match="holds no adapter"):
         lora.load_adapter(model, tmp_path / "nowhere", "other")
     tiny.make("t5", tmp_path / "wide", d_model=48)
-    with pytest.raises(CorruptCheckpointError, match="adapter of another model"):
+    with pytest.raises(CorruptCheckpointError, match="is another model's adapter"):
         lora.load_adapter(xattn.load(tmp_path / "wide"), tmp_path / "adapter")
     with pytest.raises(UsageError, match="not quantised"):
         lora.add_adapter(xattn.load(tmp_path / "wide", quantize="int8"))

@@ -44,7 +44,7 @@ def test_public_names_are_these():
         *("Engine", "EngineStats", "Ticket", "EngineError", "CapacityError", "QueueFullError"),
         *("DeadlineError", "RequestCancelledError", "EngineClosedError", "Parallel"),
         *("Library", "LibraryError", "LibraryBusyError", "LibraryFormatError"),
-        "LibraryMismatchError",
+        *("LibraryMismatchError", "SaveError", "TextEncoder", "graft"),
     }
     for name in xattn.__all__:
         assert getattr(xattn, name) is not None

@@ -4,7 +4,12 @@ Everything that attends is built from these two. Cross-attention over k memories
 and one ``merge``, which equals one softmax over the concatenation, without the concatenation.
 """
 
-from xattn.attention.attend import attend, attention_scores, attention_weights
+from xattn.attention.attend import (
+    attend,
+    attend_alone,
+    attention_scores,
+    attention_weights,
+)
 from xattn.attention.merge import combine, merge
 from xattn.attention.segments import Absorbed, Materialized, Segment, narrow
 
@@ -13,6 +18,7 @@ __all__ = [
     "Materialized",
     "Segment",
     "attend",
+    "attend_alone",
     "attention_scores",
     "attention_weights",
     "combine",

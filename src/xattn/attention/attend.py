@@ -10,14 +10,17 @@ D model width, M = H / G heads per key/value head, A chosen heads.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from xattn.attention.merge import Part, combine, logsumexp
-from xattn.attention.segments import Absorbed, Segment
+from xattn.attention.segments import Absorbed, Materialized, Segment
 
 QUERY_BLOCK = 1024
 """Queries whose scores are held at once where the products are written out."""
+MANY = 512
+"""Positions from which torch's fused attention is the faster for gradients on a CPU."""
 
 
 def attend(
@@ -57,6 +60,43 @@ def attend(
         _fold_bias(bias, H // G, W, G),
     )
     return _unfold_heads(out_NGRK, W), _unfold_heads(lse_NGR.unsqueeze(-1), W).squeeze(-1)
+
+
+def attend_alone(
+    q_NWHK: Float[Tensor, "N W H K"],
+    segment: Segment,
+    *,
+    scale: float,
+    bias_NHWS: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "N W H K"]:
+    """The output of :func:`attend`, for those who merge it with nothing.
+
+    Without a log-sum-exp to return, torch's own fused attention serves where :func:`attend` would
+    write the products out: on other devices than a CPU, and there for gradients over many
+    positions (its backward pass is slow over few).
+    """
+    if segment.is_narrow or isinstance(segment, Absorbed):
+        return attend(q_NWHK, segment, scale=scale, bias_NHWS=bias_NHWS)[0]
+    many = segment.k_NGSK.shape[2] >= MANY and _wants_gradients(q_NWHK, segment, bias_NHWS)
+    if q_NWHK.device.type == "cpu" and not many:
+        return attend(q_NWHK, segment, scale=scale, bias_NHWS=bias_NHWS)[0]
+    W, H = q_NWHK.shape[1:3]
+    G = segment.k_NGSK.shape[1]
+    bias = _fold_bias(_total_bias(segment, bias_NHWS), H // G, W, G)
+    q_NGRK, k_NGSK, v_NGSK = _fold_heads(q_NWHK, G), segment.k_NGSK, segment.v_NGSK
+    if bias is not None:
+        bias = bias.to(q_NGRK.dtype)
+    out_NGRK = F.scaled_dot_product_attention(
+        q_NGRK, k_NGSK, v_NGSK, attn_mask=bias, is_causal=False, scale=scale
+    )
+    return _unfold_heads(out_NGRK, W)
+
+
+def _wants_gradients(q_NWHK: Tensor, segment: Materialized, bias_NHWS: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    inputs = (q_NWHK, segment.k_NGSK, segment.v_NGSK)
+    return any(x.requires_grad for x in (*inputs, *(() if bias_NHWS is None else (bias_NHWS,))))
 
 
 def attention_weights(

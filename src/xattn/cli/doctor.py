@@ -37,6 +37,7 @@ EXTRAS = {
     "vision": ("pillow",),
     "library": ("lancedb", "pyarrow", "sentence-transformers"),
     "postgres": ("psycopg",),
+    "training": ("accelerate", "peft", "pydantic", "sacrebleu", "jiwer", "optuna"),
     "documents": ("markdown-it-py", "selectolax", "pypdf", "python-docx"),
 }
 """Extra -> distributions it installs."""
@@ -49,6 +50,7 @@ PURPOSES = {
     "plot": "pictures of attention",
     "vision": "pictures as sources",
     "library": "answers that attend over documents",
+    "training": "grafts, recipes and sweeps",
     "postgres": "libraries on a server",
     "documents": "Markdown, HTML, PDF and DOCX in libraries",
 }

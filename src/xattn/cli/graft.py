@@ -68,7 +68,7 @@ Copy = Annotated[
 
 
 def graft(
-    lm: LM,
+    lm: LM = "",
     encoder: EncoderNames = None,
     placement: PlacementText = "every:4",
     kind: Kind = "gated",
@@ -88,6 +88,8 @@ def graft(
 
     The first logits are LM's own, bit by bit; `xattn train` opens the gates.
     """
+    if not lm:
+        raise UsageError("`LM` must be given: a decoder-only model (`xattn models` lists some).")
     if not output:
         raise UsageError("`--output` must be given: the directory that the graft is written to.")
     from xattn.tuning.encoders import encoder_of

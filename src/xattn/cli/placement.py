@@ -10,6 +10,7 @@ from xattn.cli.console import print_json, print_line, print_note, print_table
 from xattn.cli.loading import load_model
 from xattn.cli.options import LOADING, STORE, Json, takes
 from xattn.cli.stores import use_store
+from xattn.errors import UsageError
 from xattn.placing import drawn, layers_of, written
 from xattn.readable import readable_bytes
 
@@ -20,7 +21,7 @@ PlacementArgument = Annotated[str, typer.Argument(metavar="PLACEMENT", help="eve
 Layers = Annotated[int, typer.Option(min=1, help="Of the decoder.")]
 ProbedModel = Annotated[str, typer.Argument(metavar="MODEL", help="A model with cross-attention.")]
 DataFile = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--data",
         help='JSON lines, {"source": …, "target": …}, a recording as {"audio": PATH}; or two '
@@ -34,9 +35,9 @@ Picture = Annotated[
 ]
 
 
-def show(placement: PlacementArgument, layers: Layers = 12, json: Json = False) -> None:
+def show(placement: PlacementArgument = "", layers: Layers = 12, json: Json = False) -> None:
     """Which of --layers layers PLACEMENT names."""
-    mask = layers_of(placement, layers)
+    mask = layers_of(placement or "all", layers)
     if json:
         print_json({"placement": written(mask), "layers": [n for n, one in enumerate(mask) if one]})
         return
@@ -45,8 +46,8 @@ def show(placement: PlacementArgument, layers: Layers = 12, json: Json = False) 
 
 @takes(store=STORE, loading=LOADING)
 def probe(
-    model: ProbedModel,
-    data: DataFile,
+    model: ProbedModel = "",
+    data: DataFile = None,
     metric: MetricName = "wer",
     limit: Limit = None,
     plot: Picture = None,
@@ -59,6 +60,8 @@ def probe(
 
     Beside that stand how widely each layer reads and how much it adds, which cost no scoring.
     """
+    if not data:
+        raise UsageError("`--data` must be given: what the model is to say of which sources.")
     from xattn.tuning.examples import read_examples
     from xattn.tuning.probe import probe as run
 

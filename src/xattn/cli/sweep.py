@@ -37,7 +37,7 @@ SweepDirectory = Annotated[str, typer.Argument(metavar="DIR", help="The sweep's 
 
 
 def run(
-    recipe: RecipeFile,
+    recipe: RecipeFile = "",
     placements: Placements = None,
     metric: Metric = "loss",
     seeds: Seeds = 1,
@@ -52,6 +52,8 @@ def run(
 
     A sweep that was interrupted goes on where it was.
     """
+    if not recipe:
+        raise UsageError("`RECIPE` must be given: a TOML file.")
     if (placements is None) == (optuna is None):
         raise UsageError("one of `--placements` and `--optuna` must be given, and not both.")
     import torch
@@ -91,8 +93,10 @@ def _several(text: str) -> list[str]:
     return [one.replace("+", ",") if one[:1].isdigit() else one for one in given]
 
 
-def report(directory: SweepDirectory, metric: Metric = "loss", json: Json = False) -> None:
+def report(directory: SweepDirectory = "", metric: Metric = "loss", json: Json = False) -> None:
     """Write the page, picture and table of a sweep again."""
+    if not directory:
+        raise UsageError("`DIR` must be given: a sweep's directory.")
     from xattn.tuning.report import report as write
     from xattn.tuning.sweep import read_trials, summarised
 

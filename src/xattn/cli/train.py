@@ -8,6 +8,7 @@ import typer
 
 from xattn.cli.console import print_json, print_line, print_note
 from xattn.cli.options import Json
+from xattn.errors import UsageError
 from xattn.readable import readable_bytes, readable_count
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; unset: al
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file.")]
 
 
-def train(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> None:
+def train(recipe: RecipeFile = "", threads: Threads = None, json: Json = False) -> None:
     """Train what RECIPE says, or go on where a run of it was.
 
     Paths in the recipe are from the directory that this is called in. `accelerate launch -m xattn
@@ -26,7 +27,7 @@ def train(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> No
     _run(recipe, threads, json=json, preference=False)
 
 
-def dpo(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> None:
+def dpo(recipe: RecipeFile = "", threads: Threads = None, json: Json = False) -> None:
     """Train what RECIPE says, by direct preference optimisation.
 
     Its data have a `chosen` and a `rejected` answer; [preference] says how they are weighed.
@@ -35,6 +36,8 @@ def dpo(recipe: RecipeFile, threads: Threads = None, json: Json = False) -> None
 
 
 def _run(recipe: str, threads: int | None, *, json: bool, preference: bool) -> None:
+    if not recipe:
+        raise UsageError("`RECIPE` must be given: a TOML file.")
     import torch
 
     from xattn.tuning.recipe import Preference, read_recipe

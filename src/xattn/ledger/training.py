@@ -30,7 +30,14 @@ from xattn.counts import (
 from xattn.errors import UsageError, is_number, is_whole, require
 from xattn.ledger.hardware import Machine
 from xattn.readable import readable_bytes
-from xattn.spec import AttentionSpec, DecoderSpec, ModelSpec, Placement, StackSpec
+from xattn.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    ModelSpec,
+    Placement,
+    ProjectorSpec,
+    StackSpec,
+)
 
 Method = Literal["full", "lora", "graft"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -199,8 +206,10 @@ def grafted(spec: ModelSpec, every: int) -> ModelSpec:
     layers = tuple(n % every == every - 1 for n in range(decoder.layers))
     cross = replace(decoder.self_attention, rotary=False)
     placement = Placement(layers=layers, kind="gated")
-    graft = replace(decoder, placement=placement, cross_attention=cross, memory_width=decoder.width)
-    return replace(spec, decoder=graft)
+    width = decoder.width
+    graft = replace(decoder, placement=placement, cross_attention=cross, memory_width=width)
+    between = ProjectorSpec(modality="text", kind="linear", inputs=width, outputs=width)
+    return replace(spec, decoder=graft, projectors=(between,))
 
 
 def lora_parameters(spec: ModelSpec, rank: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xattn.attention import Materialized, Segment, attend, combine, narrow
+from xattn.attention import Materialized, Segment, attend, attend_alone, combine, narrow
 from xattn.models.clock import Clock
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
@@ -168,16 +168,16 @@ class DecoderLayer(nn.Module):
             k_RGTK = rotate(k_RGTK.transpose(1, 2), angles).transpose(1, 2)
         k_RGCK, v_RGCK = state.cache.write(self._slot, k_RGTK, attention.values(h_RTD))
         cache = Materialized(k_NGSK=k_RGCK, v_NGSK=v_RGCK)
-        own = attend(q_RTHK, cache, scale=attention.spec.scale, bias_NHWS=bias)
-        out_RTHK = own[0]
-        if self.goes_on or self.merges:
-            # A memory is one more segment of the same softmax.
-            if probe is not None:
-                probe(self.index, q_RTHK, own[1])
-            parts = state.memory_parts(q_RTHK, self.index, attention.spec.scale)
-            out_RTHK = combine([own, *parts])[0]
-            if self.cross_gate is not None:
-                out_RTHK = own[0] + self.cross_gate * (out_RTHK - own[0])
+        scale = attention.spec.scale
+        if not (self.goes_on or self.merges) or not (state.slots or probe):
+            return attention.output(attend_alone(q_RTHK, cache, scale=scale, bias_NHWS=bias))
+        # A memory is one more segment of the same softmax.
+        own = attend(q_RTHK, cache, scale=scale, bias_NHWS=bias)
+        if probe is not None:
+            probe(self.index, q_RTHK, own[1])
+        out_RTHK = combine([own, *state.memory_parts(q_RTHK, self.index, scale)])[0]
+        if self.cross_gate is not None:
+            out_RTHK = own[0] + self.cross_gate * (out_RTHK - own[0])
         return attention.output(out_RTHK)
 
     def _attend_memories(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xattn.attention import Materialized, attend
+from xattn.attention import Materialized, attend_alone
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.spec import AudioStemSpec, EncoderSpec
@@ -101,10 +101,10 @@ def _attend(
     q_NSHK: Tensor, segment: Materialized, scale: float, bias_1HSS: Tensor | None
 ) -> Tensor:
     if bias_1HSS is None:
-        return attend(q_NSHK, segment, scale=scale)[0]
+        return attend_alone(q_NSHK, segment, scale=scale)
     S = q_NSHK.shape[1]
     bias = bias_1HSS[:, :, bias_1HSS.shape[2] - S :, :S]
-    return attend(q_NSHK.flip(1), segment, scale=scale, bias_NHWS=bias)[0].flip(1)
+    return attend_alone(q_NSHK.flip(1), segment, scale=scale, bias_NHWS=bias).flip(1)
 
 
 class AudioStem(nn.Module):

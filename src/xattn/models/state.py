@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xattn.attention import Segment, attend, attention_scores, attention_weights
+from xattn.attention import Segment, attend, attend_alone, attention_scores, attention_weights
 from xattn.attention.merge import Part, combine, logsumexp
 from xattn.errors import UsageError
 from xattn.memory import Memory
@@ -319,8 +319,21 @@ class DecodeState:
 
         A row without any memory reads zeros.
         """
+        if len(self.slots) == 1 and self.slots[0].is_plain and self.hidden is None:
+            return self._only_slot(q_RTHK, layer, scale)
         parts = self.memory_parts(q_RTHK, layer, scale)
         return combine(parts)[0] if parts else torch.zeros_like(q_RTHK)
+
+    def _only_slot(self, q_RTHK: Tensor, layer: int, scale: float) -> Tensor:
+        """The same where each row reads one memory at most: nothing is merged."""
+        R, T = q_RTHK.shape[:2]
+        outs = []
+        for group in self.slots[0]:
+            segment = group.projection.segments[layer]
+            assert segment is not None
+            out = attend_alone(group.fold(q_RTHK), segment, scale=scale)
+            outs.append(group.unfold(out, T, R, missing=0.0))
+        return outs[0] if len(outs) == 1 else torch.stack(outs).sum(dim=0)
 
     def memory_parts(self, q_RTHK: Tensor, layer: int, scale: float) -> list[Part]:
         """What each group of memories gives all rows, to be merged; -inf where it gives nothing.

@@ -9,10 +9,9 @@ Axes: N texts, S positions, D model width.
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from xattn.errors import InvalidSourceError, MissingExtraError, UnsupportedModelError, require
@@ -22,6 +21,9 @@ from xattn.models.borrowed import Borrowed
 from xattn.models.encode import Prepared, label_of, text_of
 from xattn.models.network import Counters
 from xattn.models.weights import refuse_pickles
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PREPROCESSING = "text/1"
 TOGETHER = 4096
@@ -43,7 +45,7 @@ class TextEncoder:
     Raises :class:`UsageError` for a module that has no config with a ``hidden_size``.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Tokenizer, *, hash: Hash = "blake3") -> None:
+    def __init__(self, module: nn.Module, tokenizer: "Tokenizer", *, hash: Hash = "blake3") -> None:
         config: Any = getattr(module, "config", None)
         width = getattr(config, "hidden_size", None)
         bound = "a text model with a config that says its hidden_size"
@@ -76,6 +78,8 @@ class TextEncoder:
             from transformers import AutoModel
         except ImportError as error:
             raise MissingExtraError("transformers", "training", "text encoders") from error
+        from tokenizers import Tokenizer
+
         module = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         return cls(module.to(device).eval(), tokenizer, hash=hash)
