@@ -32,6 +32,7 @@ from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.ledger.account import Account
 from xattn.ledger.live import held_by_model
 from xattn.memory import Hash, Memory
+from xattn.models.adapters import adapters_of
 from xattn.models.build import build, require_device
 from xattn.models.encode import Prepared, prepare_window
 from xattn.models.formats import read_checkpoint
@@ -280,6 +281,7 @@ class Model:
         task: str = "transcribe",
         word_timestamps: bool = False,
         parallel: Parallel | None = None,
+        adapter: str | None = None,
         **settings: Any,
     ) -> Generation:
         """Decode, attending to one memory, or to several at once.
@@ -295,6 +297,7 @@ class Model:
         ``"absorbed-int8"`` are the same in a quarter of the bytes, with 8 bits for each number,
         for whoever names them.
 
+        ``adapter`` is that of :mod:`xattn.tuning.lora` which this call alone is computed with.
         ``language`` is the source language (translation) or the spoken one (Whisper; detected where
         None); ``target_language`` the one to translate into; ``task`` and ``word_timestamps`` are
         Whisper's. ``settings`` are those of :class:`~xattn.decoding.settings.Settings`, under the
@@ -309,6 +312,7 @@ class Model:
             target_language=target_language,
             task=task,
             parallel=parallel,
+            adapter=adapter,
         )
         request, resolved = self.asker.request(memories, question, self.settings(settings))
         chosen = self._form(form, [request], resolved)
@@ -345,12 +349,14 @@ class Model:
         target_language: str | None = None,
         task: str = "transcribe",
         parallel: Parallel | None = None,
+        adapters: Sequence[str | None] | None = None,
         **settings: Any,
     ) -> list[Generation]:
         """Many requests in one batch, with memories and prompts of any lengths.
 
-        Entry j answers ``memories[j]`` and ``prompts[j]``, each as in :meth:`generate`. Requests
-        that name the same memory share it. Texts that are not encoded yet are encoded together.
+        Entry j answers ``memories[j]`` and ``prompts[j]``, with ``adapters[j]``, each as in
+        :meth:`generate`. Requests that name the same memory share it. Texts that are not encoded
+        yet are encoded together.
         """
         if memories is None and prompts is None:
             raise UsageError("`memories` or `prompts` must be given, but both are None instead.")
@@ -366,9 +372,11 @@ class Model:
         question = Question(
             language=language, target_language=target_language, task=task, parallel=parallel
         )
+        names = [None] * count if adapters is None else list(adapters)
+        require(len(names) == count, "adapters", f"as long as memories ({count})", len(names))
         pairs = [
-            self.asker.request(memory, replace(question, prompt=prompt), given)
-            for memory, prompt in zip(held, wanted, strict=True)
+            self.asker.request(memory, replace(question, prompt=prompt, adapter=name), given)
+            for memory, prompt, name in zip(held, wanted, names, strict=True)
         ]
         if not pairs:
             return []
@@ -390,6 +398,7 @@ class Model:
         target_language: str | None = None,
         task: str = "transcribe",
         parallel: Parallel | None = None,
+        adapter: str | None = None,
         **settings: Any,
     ) -> Iterator[str]:
         """The text as it is decoded, in whole words or characters; the pieces join to the answer.
@@ -405,6 +414,7 @@ class Model:
             target_language=target_language,
             task=task,
             parallel=parallel,
+            adapter=adapter,
         )
         request, resolved = self.asker.request(memories, question, given)
         pieces = TextStream(self.tokenizer, unit)
@@ -597,6 +607,8 @@ class Model:
 
     def _with_pinned(self, requests: Sequence[Request], form: Form) -> list[Request]:
         """``requests`` with the projections that are kept in the place of their memories."""
+        if adapters_of(self.network):
+            return list(requests)  # what is pinned may have been made with another
         read = [memory for request in requests for memory in request.memories]
         kept = iter(self.pins.instead_of(read, form))
         return [

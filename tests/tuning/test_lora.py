@@ -100,6 +100,76 @@ def test_several_adapters_are_kept_and_used_by_name(model, tmp_path):
         torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=1e-5)
 
 
+def two_adapters(model):
+    """Two that differ, and neither of them in use."""
+    for name, seed in (("one", 1), ("two", 2)):
+        lora.add_adapter(model, preset="all", name=name)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for path, weight in model.network.named_parameters():
+                if f".{name}." in path:
+                    weight.add_(0.4 * torch.randn(weight.shape, generator=generator))
+    lora.use_adapters(model)
+
+
+SETTINGS = {"max_new_tokens": 8, "min_new_tokens": 8}
+
+
+def alone(model, name, memory=SOURCE, **more):
+    lora.use_adapters(model, *([] if name is None else [name]))
+    found = model.generate(memory, **SETTINGS, **more).tokens
+    lora.use_adapters(model)
+    return found
+
+
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+def test_each_request_has_its_own(form, model):
+    two_adapters(model)
+    names = ["one", None, "two", "one"]
+    wanted = [alone(model, name, form=form) for name in names]
+    assert len(set(wanted)) == 3
+    memory = model.encode(SOURCE)
+    found = model.generate_batch([memory] * 4, adapters=names, form=form, **SETTINGS)
+    assert [one.tokens for one in found] == wanted
+    assert model.generate(memory, adapter="two", form=form, **SETTINGS).tokens == wanted[2]
+    beams = model.generate(memory, adapter="one", num_beams=3, form=form, **SETTINGS)
+    assert beams.tokens == alone(model, "one", memory, num_beams=3, form=form)
+    lora.use_adapters(model, "one")
+    assert model.generate(memory, form=form, **SETTINGS).tokens == wanted[0]
+    found = model.generate_batch([memory] * 2, adapters=[None, "two"], form=form, **SETTINGS)
+    assert [one.tokens for one in found] == [wanted[0], wanted[2]]
+
+
+def test_an_engine_decodes_several_adapters_at_once(model):
+    two_adapters(model)
+    names = ["one", None, "two", "one", "two", None]
+    wanted = {name: alone(model, name) for name in set(names)}
+    passes = model.counters.encoder_passes
+    with xattn.Engine(model) as engine:
+        tickets = [engine.submit(SOURCE, adapter=name, **SETTINGS) for name in names]
+        found = [ticket.result().tokens for ticket in tickets]
+    assert found == [wanted[name] for name in names]
+    assert model.counters.encoder_passes == passes + 1
+    with xattn.Engine(model) as engine, pytest.raises(UsageError, match="one of one, two"):
+        engine.submit(SOURCE, adapter="three")
+    lora.use_adapters(model, "one", "two")
+    with xattn.Engine(model) as engine, pytest.raises(UsageError, match="one adapter at most"):
+        engine.submit(SOURCE)
+
+
+def test_adapters_of_requests_are_refused_where_they_cannot_be(model):
+    with pytest.raises(UsageError, match="none, for there is none"):
+        model.generate(SOURCE, adapter="one")
+    two_adapters(model)
+    lora.use_adapters(model, "one", "two")
+    with pytest.raises(UsageError, match="given for each request"):
+        model.generate_batch([SOURCE, SOURCE], adapters=["one", None])
+    both = model.generate(SOURCE, **SETTINGS).tokens
+    assert both != alone(model, "one")
+    with pytest.raises(UsageError, match="`adapters` must be as long"):
+        model.generate_batch([SOURCE], adapters=["one", None])
+
+
 def test_only_the_adapter_is_trained_and_written(tmp_path):
     write_examples(tmp_path / "train.jsonl", 40, 1)
     write_examples(tmp_path / "valid.jsonl", 10, 2)

@@ -27,6 +27,8 @@ class Question:
     task: str = "transcribe"
     parallel: Parallel | None = None
     """How a decoder-only model reads several memories."""
+    adapter: str | None = None
+    """What it is computed with."""
 
 
 class Asker:
@@ -65,7 +67,7 @@ class Asker:
         heard = memories[0] if memories else None
         prompt, settings = self.prompt(len(memories), question, settings, heard)
         how = question.parallel or Parallel()
-        return Request(prompt, memories, parallel=how), settings
+        return Request(prompt, memories, parallel=how, adapter=question.adapter), settings
 
     def prompt(
         self, memories: int, question: Question, settings: Settings, heard: Attended | None

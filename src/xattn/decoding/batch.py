@@ -55,11 +55,12 @@ class Steps(Protocol[S]):
         form: Form = ...,
         most: int | None = ...,
         parallel: Sequence[Parallel] | None = ...,
+        adapters: Sequence[str | None] | None = ...,
     ) -> S:
         """A state with a row per request, which attends to these memories and sees ``most`` tokens.
 
         It may see more, and then takes up to twice the room. ``parallel`` says for each row how a
-        decoder-only model reads several memories.
+        decoder-only model reads several memories, ``adapters`` what it is computed with.
         """
         ...
 
@@ -169,10 +170,11 @@ def prefill(
     most = max(n + limit - 1 for n, limit in zip(lengths, batch.limits, strict=True))
     memories = [request.memories for request in batch.requests]
     ways = [request.parallel for request in batch.requests]
+    adapters = [request.adapter for request in batch.requests]
     if any(how.recompute for how in ways):
         state = _blended(network, batch, form, most)
     else:
-        state = network.start(memories, form=form, most=most, parallel=ways)
+        state = network.start(memories, form=form, most=most, parallel=ways, adapters=adapters)
     return state, network.step(tokens_RT, state, counts_R, only=only)
 
 
@@ -181,7 +183,9 @@ def _blended(network: Steps[S], batch: Plan, form: Form, most: int) -> S:
     whole: S | None = None
     for request in batch.requests:
         how = request.parallel
-        state = network.start([request.memories], form=form, most=most, parallel=[how])
+        state = network.start(
+            [request.memories], form=form, most=most, parallel=[how], adapters=[request.adapter]
+        )
         if how.recompute:
             network.blend(state, request.prompt, how.recompute)
         if whole is None:

@@ -23,6 +23,8 @@ class Request:
     """Seed of this request's samples; None takes the one of the settings."""
     parallel: Parallel = field(default_factory=Parallel)
     """How a decoder-only model reads several memories."""
+    adapter: str | None = None
+    """What it is computed with; None: what the model is set to."""
 
     @property
     def offset(self) -> int:

@@ -83,6 +83,7 @@ class Engine:
         target_language: str | None = None,
         task: str = "transcribe",
         parallel: Parallel | None = None,
+        adapter: str | None = None,
         tenant: str = "",
         priority: int = 0,
         deadline_seconds: float | None = None,
@@ -91,7 +92,8 @@ class Engine:
     ) -> Ticket:
         """Hand in a request; its ticket gives the answer, the text as it comes, or an error.
 
-        ``memory``, ``prompt``, the languages, ``task``, ``parallel`` and ``settings`` are those of
+        ``memory``, ``prompt``, the languages, ``task``, ``parallel``, ``adapter`` and ``settings``
+        are those of
         :meth:`Model.generate <xattn.Model.generate>`; prompt lookup is not for engines. A raw
         source is encoded between steps. Higher ``priority`` goes first; tenants of the same
         priority get equal shares. After ``deadline_seconds`` the request ends with a
@@ -112,6 +114,7 @@ class Engine:
             target_language=target_language,
             task=task,
             parallel=parallel,
+            adapter=adapter,
         )
         job = self._worker.desk.job(memory, question, settings)
         seconds = None if deadline_seconds is None else float(deadline_seconds)

@@ -78,8 +78,12 @@ class Flight:
     def board(self, jobs: Sequence[Job]) -> None:
         """Add jobs whose prompts were not read yet, a row each."""
         attended = [[shared.projection for shared in job.reads] for job in jobs]
-        parallel = [job.parallel for job in jobs]
-        state = self._network.start(attended, form=self._form, parallel=parallel)
+        state = self._network.start(
+            attended,
+            form=self._form,
+            parallel=[job.parallel for job in jobs],
+            adapters=[job.adapter for job in jobs],
+        )
         self._append(state, [Seat(job, 1, list(job.prompt)) for job in jobs])
 
     def absorb(self, other: "Flight") -> None:

@@ -17,6 +17,7 @@ from xattn.engine.ticket import Ticket
 from xattn.errors import require
 from xattn.memory import Memory
 from xattn.model import Model, Source, entry_items
+from xattn.models.adapters import names_for, used_adapters
 from xattn.models.parallel import Parallel, layout
 
 NO_LOOKUP = "None in an engine, whose steps are shared by sequences that guess differently"
@@ -50,6 +51,11 @@ class Job:
     def prompt(self) -> tuple[int, ...]:
         """Decoder tokens that it continues."""
         return self.plan.requests[0].prompt
+
+    @property
+    def adapter(self) -> str | None:
+        """What it is computed with."""
+        return self.question.adapter
 
     @property
     def parallel(self) -> Parallel:
@@ -115,9 +121,12 @@ class Desk:
                 settings.prompt_lookup_num_tokens)  # fmt: skip
         again = 0.0 if question.parallel is None else question.parallel.recompute
         require(not again, "recompute", "0 in an engine, whose steps are shared", again)
+        names_for(model.network, [question.adapter])
+        used = used_adapters(model.network)
+        require(len(used) <= 1, "model", "set to one adapter at most, for an engine", used)
         items = [] if memory is None else entry_items(memory)
         detects = bool(items) and model.asker.detects(question)
-        reads = self._read(items, question.language)
+        reads = self._read(items, question)
         # Every language has one token: any will do to count them.
         counted = replace(question, language="en") if detects else question
         prompt, settings = model.asker.prompt(len(reads), counted, settings, None)
@@ -142,16 +151,18 @@ class Desk:
         job.plan = self._planned(prompt, job.reads, job.question, settings)
         job.course, job.detects = self._course(job.plan, settings), False
 
-    def _read(self, items: list[Any], language: str | None) -> list[Shared]:
+    def _read(self, items: list[Any], question: Question) -> list[Shared]:
         model = self._model
         for item in items:
             if isinstance(item, Memory):
                 model.require_own([item], self._digests)
         raw = [item for item in items if not isinstance(item, Memory)]
-        source_language = None if model.asker.reads_audio else language
+        source_language = None if model.asker.reads_audio else question.language
         prepared = iter(model.prepare_batch(raw, language=source_language) if raw else ())
         return [
-            self._memories.shared(item if isinstance(item, Memory) else next(prepared))
+            self._memories.shared(
+                item if isinstance(item, Memory) else next(prepared), question.adapter
+            )
             for item in items
         ]
 

@@ -25,6 +25,8 @@ class Shared:
     """One memory, and how many requests there are for it."""
 
     identity: str
+    """Of the memory, and of what it is projected with."""
+    adapter: str | None
     source: Prepared | None
     """What it is made of, as long as it may have to be; None of a memory that a caller has."""
     stand: Stand
@@ -92,15 +94,17 @@ class Memories:
     def __len__(self) -> int:
         return len(self._held)
 
-    def shared(self, source: Prepared | Memory) -> Shared:
+    def shared(self, source: Prepared | Memory, adapter: str | None = None) -> Shared:
         """A new entry for a source, which nobody knows of yet; :meth:`found` gives the one to use.
 
         What it may take is foretold in full: what is pinned now may be unpinned while it is read.
         """
         memory = source if isinstance(source, Memory) else None
         positions = len(source.spans)
+        name = identity_of(source) if isinstance(source, Memory) else source.key.digest
         return Shared(
-            identity=identity_of(source) if isinstance(source, Memory) else source.key.digest,
+            identity=name if adapter is None else f"{name} {adapter}",
+            adapter=adapter,
             source=None if isinstance(source, Memory) else source,
             stand=Stand.of(source),
             modality=source.modality if isinstance(source, Memory) else source.key.modality,
@@ -202,18 +206,30 @@ class Memories:
         Not in inference mode: a store keeps memories for others, who may want gradients.
         """
         new = {entry.identity: entry for entry in entries if not entry.ready}
+        self._take_encoded(new.values())
         raw = [entry for entry in new.values() if entry.memory is None]
-        sources = [entry.source for entry in raw if entry.source is not None]
-        encoded = self._model.remembered(sources) if sources else []
-        for entry, memory in zip(raw, encoded, strict=True):
-            entry.memory = memory
+        sources = {e.source.key.digest: e.source for e in raw if e.source is not None}
+        encoded = self._model.remembered(list(sources.values())) if sources else []
+        made = dict(zip(sources, encoded, strict=True))
+        for entry in raw:
+            assert entry.source is not None
+            entry.memory = made[entry.source.key.digest]
         memories = [entry.memory for entry in new.values() if entry.memory is not None]
         kept = self._model.pins.instead_of(memories, self._form)
         for entry, memory, found in zip(new.values(), memories, kept, strict=True):
-            if isinstance(found, Projection):
+            if isinstance(found, Projection) and entry.adapter is None:
                 entry.pinned = found
             else:
-                entry.own_projection = self._model.network.project(memory, form=self._form)
+                entry.own_projection = self._model.network.project(
+                    memory, form=self._form, adapter=entry.adapter
+                )
             entry.in_use.enter_context(self._model.in_use([memory]))
             if entry.read == entry.wanted:  # else it may be let go, and made again
                 entry.source = None
+
+    def _take_encoded(self, entries: Iterable[Shared]) -> None:
+        """Give entries that wait for a source the memory that is there, for another adapter."""
+        there = {e.memory.key.digest: e.memory for e in self._held.values() if e.memory is not None}
+        for entry in entries:
+            if entry.memory is None and entry.source is not None:
+                entry.memory = there.get(entry.source.key.digest)

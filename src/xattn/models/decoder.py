@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xattn.attention import Materialized, Segment, attend, attend_alone, combine, narrow
+from xattn.models.adapters import rows_with
 from xattn.models.clock import Clock
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
@@ -301,11 +302,13 @@ class Decoder(nn.Module):
         angles = None if self.rotary is None else self.rotary.angles(positions_RT, x_RTD.dtype)
         if clock is not None:
             clock.end("vocabulary")
-        for layer in self.stack:
-            if self._checkpoints and torch.is_grad_enabled():
-                x_RTD = checkpoint(layer, x_RTD, state, bias, angles, probe, use_reentrant=False)
-            else:
-                x_RTD = layer(x_RTD, state, bias, angles, probe, clock)
+        with rows_with(state.adapters):
+            for layer in self.stack:
+                if self._checkpoints and torch.is_grad_enabled():
+                    given = (x_RTD, state, bias, angles, probe)
+                    x_RTD = checkpoint(layer, *given, use_reentrant=False)
+                else:
+                    x_RTD = layer(x_RTD, state, bias, angles, probe, clock)
         state.cache.advance([T] * R if counts is None else counts)
         return self.final_norm(x_RTD) if self.spec.final_norm else x_RTD
 

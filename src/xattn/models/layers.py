@@ -4,7 +4,8 @@ Axes: R rows, T tokens, N memories, S positions, H heads, G key/value heads, K h
 width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from xattn.attention import Absorbed, Materialized, Segment
 from xattn.errors import UnsupportedModelError, shown
+from xattn.models.adapters import is_adapted, of_rows
 from xattn.models.products import in_blocks, linear
 from xattn.native.pages import spacious
 from xattn.spec import AttentionSpec, FeedForwardSpec, Form, NormSpec, is_absorbed, is_narrow
@@ -128,13 +130,17 @@ def matrix_of(layer: nn.Module) -> Tensor:
     """The matrix ``[O, I]`` that a product multiplies with, what adapters of peft add included."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    if not hasattr(layer, "get_delta_weight") or layer.merged or layer.disable_adapters:
+    if not is_adapted(layer):
         return weight
-    added: Callable[[str], Tensor] = layer.get_delta_weight  # type: ignore[assignment]
-    active: Iterable[str] = layer.active_adapters  # type: ignore[assignment]
-    for name in active:
-        if name in layer.lora_A:  # type: ignore[operator]
-            weight = weight + added(name)
+    adapted: Any = layer
+    named = of_rows()
+    if named is not None:
+        assert len(set(named)) == 1, "a matrix is one adapter's"
+    elif adapted.merged or adapted.disable_adapters:
+        return weight
+    for name in adapted.active_adapters if named is None else named[:1]:
+        if name in adapted.lora_A:
+            weight = weight + adapted.get_delta_weight(name)
     return weight
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, SpanTable, bytes_of, digest_of
+from xattn.models.adapters import names_for, rows_with
 from xattn.models.blend import blend
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
@@ -160,9 +161,12 @@ class Network(nn.Module):
         self.counters.encoder_passes += mel_NMF.shape[0]
         return self.encoder(mel_NMF.to(self.device, self.dtype)).unflatten(0, (len(mel_NMF), -1))
 
-    def project(self, memory: Memory, *, form: Form = "materialized") -> Projection:
+    def project(
+        self, memory: Memory, *, form: Form = "materialized", adapter: str | None = None
+    ) -> Projection:
         """``memory`` as this decoder reads it; :class:`AbsorptionError` if ``form`` is illegal."""
-        return self._project([memory], form)
+        names = names_for(self, [adapter])
+        return self._project([memory], form, None if names is None else names[0])
 
     def start(
         self,
@@ -171,19 +175,30 @@ class Network(nn.Module):
         form: Form = "materialized",
         most: int | None = None,
         parallel: Sequence[Parallel] | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> DecodeState:
         """A state with one row per entry of ``attended``, each attending to the memories it lists.
 
         Memories are told apart by key and mask, and each distinct one is projected once; a
         :class:`Projection` of one memory is taken as it is. No row is expected to see more than
         ``most`` tokens: the cache grows to that, and only then beyond. ``parallel`` says for each
-        row how a decoder-only model reads several.
+        row how a decoder-only model reads several. ``adapters`` names for each row the adapter that
+        it is computed with, and its memories are projected with, or None for what the model is set
+        to.
         """
         depth = max((len(items) for items in attended), default=0)
-        placed: dict[str, tuple[Projection, int]] = {}
-        for j in range(depth):
-            self._place((items[j] for items in attended if len(items) > j), placed, form)
-        readings = [tuple(Read(*placed[identity_of(item)]) for item in items) for items in attended]
+        names = None if adapters is None else names_for(self, adapters)
+        placed: dict[str | None, dict[str, tuple[Projection, int]]] = {}
+        of_rows = [None] * len(attended) if names is None else names
+        for name in dict.fromkeys(of_rows):
+            rows = [items for items, own in zip(attended, of_rows, strict=True) if own == name]
+            here = placed[name] = {}
+            for j in range(depth):
+                self._place((items[j] for items in rows if len(items) > j), here, form, name)
+        readings = [
+            tuple(Read(*placed[name][identity_of(item)]) for item in items)
+            for items, name in zip(attended, of_rows, strict=True)
+        ]
         offsets = [0] * len(readings)
         if self.spec.decoder.cross_attention is None and depth:
             ways = [Parallel()] * len(readings) if parallel is None else parallel
@@ -192,8 +207,9 @@ class Network(nn.Module):
             turned = self.decoder.rotary is None and any(r.turn for row in readings for r in row)
             require(not turned, "positions", "'shared': only rotary keys can move", "sequence")
         self._refresh_compiled()
+        where = (self.dtype, self.device)
         state = DecodeState(
-            self.spec.decoder, readings, self.dtype, self.device, offsets, self.decoder.rotary
+            self.spec.decoder, readings, *where, offsets, self.decoder.rotary, names
         )
         state.cache.most = most
         return state
@@ -368,7 +384,11 @@ class Network(nn.Module):
         return tuple(segment.narrowed() for segment in wide) if is_narrow(form) else tuple(wide)
 
     def _place(
-        self, items: Iterable[Attended], placed: dict[str, tuple[Projection, int]], form: Form
+        self,
+        items: Iterable[Attended],
+        placed: dict[str, tuple[Projection, int]],
+        form: Form,
+        adapter: str | None,
     ) -> None:
         """Project what is not in ``placed`` yet, in batches of similar length."""
         waiting: dict[str, Memory] = {}
@@ -379,7 +399,7 @@ class Network(nn.Module):
                 waiting.setdefault(identity_of(item), item)
         alone = self.spec.decoder.cross_attention is None
         for batch in _batches(list(waiting.values()), form, alone=alone):
-            projection = self._project(batch, form)
+            projection = self._project(batch, form, adapter)
             placed.update({identity_of(memory): (projection, n) for n, memory in enumerate(batch)})
 
     def _adapted(self, memory: Memory) -> Memory:
@@ -398,7 +418,9 @@ class Network(nn.Module):
         spans = SpanTable(whole_2.expand(len(states_SD), 2), memory.spans[0].unit)
         return replace(memory, states_SD=states_SD, mask_S=None, spans=spans, source_tokens=())
 
-    def _project(self, memories: Sequence[Memory], form: Form) -> Projection:
+    def _project(
+        self, memories: Sequence[Memory], form: Form, adapter: str | None = None
+    ) -> Projection:
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
         memories = [self._adapted(memory) for memory in memories]
         width = self.spec.decoder.kv_width
@@ -418,7 +440,8 @@ class Network(nn.Module):
             kv = self._kv_segments(memory, form)
             return Projection(memories=(memory,), segments=kv, form=form)
         states_NSD, mask_NS = _stack(memories, self.device, self.dtype)
-        segments = self.decoder.project(states_NSD, mask_NS, form)
+        with rows_with(None if adapter is None else [adapter] * len(memories)):
+            segments = self.decoder.project(states_NSD, mask_NS, form)
         return Projection(memories=tuple(memories), segments=segments, form=form)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from xattn.models.adapters import is_adapted, of_rows
+
 FEW = 16
 """Rows up to which torch's own products, made for vectors too, are taken."""
 BLOCK = 1024
@@ -28,13 +30,17 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``, ``[..., I] -> [..., O]``."""
     if _WIDE_VECTORS and isinstance(layer, nn.Linear) and is_plain(layer) and _fits(layer, x):
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-    return layer(x)
+    names = of_rows()
+    if names is None or not is_adapted(layer):
+        return layer(x)
+    return layer(x, adapter_names=list(names))
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, which keeps rows ``[..., D]`` apart and their width, a block at a time."""
     rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or rows <= BLOCK or torch.is_grad_enabled():
+    whole = x.device.type != "cpu" or torch.is_grad_enabled() or of_rows() is not None
+    if whole or rows <= BLOCK:
         return function(x)
     out_MD = torch.empty(rows, x.shape[-1], dtype=x.dtype)
     pieces = x.reshape(rows, -1).split(BLOCK)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xattn.attention import Segment, attend, attend_alone, attention_scores, attention_weights
 from xattn.attention.merge import Part, combine, logsumexp
-from xattn.errors import UsageError
+from xattn.errors import UsageError, require
 from xattn.memory import Memory
 from xattn.models.cache import SelfCache
 from xattn.models.positions import Rotary, rotate
@@ -216,6 +216,7 @@ class DecodeState:
         device: torch.device,
         offsets: Sequence[int] | None = None,
         rotary: Rotary | None = None,
+        adapters: Sequence[str] | None = None,
     ) -> None:
         """A row for each entry of ``readings``; ``rotary`` is what turns its queries, if any."""
         self.spec, self.rotary = spec, rotary
@@ -224,6 +225,8 @@ class DecodeState:
         self.cache = SelfCache(spec, len(self.readings), dtype, device)
         self.offsets = [0] * len(self.readings) if offsets is None else list(offsets)
         """Positions before the first token of each row: those of a memory that it goes on from."""
+        self.adapters = None if adapters is None else list(adapters)
+        """What each row is computed with, where rows name adapters."""
         self.hidden: list[Tensor] | None = None
         """What is added to the scores of each slot's memories, ``[1, 1, T, S]``, for a while."""
         self.native: object | None = None
@@ -282,7 +285,10 @@ class DecodeState:
     def fresh(self) -> "DecodeState":
         """The same rows and memories, with no token seen yet."""
         kv = self.cache.layers_2PGCK[0]
-        return DecodeState(self.spec, self.readings, kv.dtype, kv.device, self.offsets, self.rotary)
+        where = (kv.dtype, kv.device)
+        return DecodeState(
+            self.spec, self.readings, *where, self.offsets, self.rotary, self.adapters
+        )
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row j becomes a continuation of old row ``rows[j]``: reorders, repeats or drops rows."""
@@ -290,13 +296,20 @@ class DecodeState:
             return
         self.cache.reorder(rows)
         self.offsets = [self.offsets[row] for row in rows]
+        if self.adapters is not None:
+            self.adapters = [self.adapters[row] for row in rows]
         self._read([self.readings[row] for row in rows])
 
     def join(self, other: "DecodeState") -> None:
         """Append the rows of ``other``, whatever they have seen; what both read is shared.
 
-        ``other`` is used up: its rows live on in this state.
+        ``other`` is used up: its rows live on in this state. Raises :class:`UsageError` where only
+        one of both tells the adapters of its rows.
         """
+        apart = (self.adapters is None) == (other.adapters is None)
+        require(apart, "other", "of rows whose adapters are told as these", other.adapters)
+        if self.adapters is not None and other.adapters is not None:
+            self.adapters = self.adapters + other.adapters
         self.cache.join(other.cache)
         self.offsets = self.offsets + other.offsets
         self._read(self.readings + other.readings)

@@ -15,6 +15,7 @@ from torch import nn
 
 from xattn.errors import CorruptCheckpointError, MissingExtraError, UsageError, is_whole, require
 from xattn.model import Model
+from xattn.models.adapters import adapters_of
 from xattn.tuning.whole import replacing
 
 try:
@@ -82,10 +83,7 @@ def _inject(model: Model, config: Any, name: str) -> None:
 
 def adapters(model: Model) -> list[str]:
     """The names of a model's adapters."""
-    found: dict[str, None] = {}
-    for layer in _layers(model):
-        found.update(dict.fromkeys(layer.lora_A))
-    return list(found)
+    return adapters_of(model.network)
 
 
 def use_adapters(model: Model, *names: str) -> None:
@@ -94,9 +92,8 @@ def use_adapters(model: Model, *names: str) -> None:
     for name in names:
         require(name in known, "names", f"of adapters: {', '.join(known) or 'none'}", name)
     for layer in _layers(model):
-        layer.enable_adapters(bool(names))
-        if names:
-            layer.set_adapter([name for name in names if name in layer.lora_A])
+        chosen = [name for name in names if name in layer.lora_A]
+        layer.set_adapter(chosen, inference_mode=True)
 
 
 def merge(model: Model, *names: str) -> None:
@@ -125,6 +122,8 @@ def remove(model: Model, *, keep_merged: bool = False) -> None:
         if isinstance(layer, LoraLayer):
             parent, _, attribute = path.rpartition(".")
             setattr(model.network.get_submodule(parent), attribute, layer.get_base_layer())
+    if adapters(model):
+        del model.network.peft_config
     model.network.weights_changed()
 
 
