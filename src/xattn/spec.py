@@ -8,7 +8,7 @@ Axes: N memories, W queries that share one, S positions, H heads, K head width, 
 L layers, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from xattn.errors import AbsorptionError, require
@@ -442,6 +442,17 @@ class DecoderSpec(StackSpec):
             self.cross_attention,
         )
 
+    def without_cross(self) -> "DecoderSpec":
+        """The same without cross-attention, and without layers that have nothing else."""
+        layers = self.self_layers
+        return replace(
+            self,
+            layers=layers,
+            placement=Placement.none(layers),
+            cross_attention=None,
+            memory_width=0,
+        )
+
     def require_absorbable(self) -> None:
         """Raise :class:`AbsorptionError`, with the reason, where absorption is not exact."""
         if self.cross_attention is None:
@@ -553,6 +564,19 @@ class TokenSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LentSpec:
+    """An encoder that a decoder reads and was not made with, as far as it is known."""
+
+    modality: Modality
+    width: int
+    """Of its states."""
+    encoder: EncoderSpec | None = None
+    """None for a module that is not xattn's, and where the decoder reads its own states."""
+    itself: bool = False
+    """They are the decoder's own, without what was added to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One model: an optional encoder, a decoder, and its special tokens."""
 
@@ -566,12 +590,18 @@ class ModelSpec:
     """Encoder and decoder read one table, where both read tokens (Marian may have two)."""
     projectors: tuple[ProjectorSpec, ...] = ()
     """Between encoders that are models of their own and this decoder, one for each modality."""
+    lent: tuple[LentSpec, ...] = ()
+    """Those encoders."""
 
     def __post_init__(self) -> None:
         width, seen = self.decoder.memory_width, [one.modality for one in self.projectors]
         require(len(seen) == len(set(seen)), "projectors", "of different modalities", seen)
         for one in self.projectors:
             require(one.outputs == width, "projectors", f"of {width} outputs", one.outputs)
+
+    def lent_for(self, modality: Modality) -> LentSpec | None:
+        """The lent encoder of that modality, if there is one."""
+        return next((one for one in self.lent if one.modality == modality), None)
 
     def projector_for(self, modality: Modality) -> ProjectorSpec | None:
         """What memories of that modality go through first, if anything."""

@@ -79,9 +79,11 @@ class Shared:
     def _aliased(self) -> bool:
         """The projection is a view of the states."""
         own = self.own_projection
-        return own is not None and not is_narrow(own.form) and (
-            self.holds_kv or is_absorbed(own.form)
-        )  # fmt: skip
+        if own is None or self.memory is None or is_narrow(own.form):
+            return False
+        numbers = next(s.numbers for s in own.segments if s is not None)
+        kept = self.memory.states_SD.untyped_storage()
+        return numbers.untyped_storage().data_ptr() == kept.data_ptr()
 
 
 class Memories:
@@ -109,23 +111,29 @@ class Memories:
             stand=Stand.of(source),
             modality=source.modality if isinstance(source, Memory) else source.key.modality,
             holds_kv=self._model.spec.decoder.cross_attention is None,
-            predicted_bytes=self._predicted(positions, memory),
+            predicted_bytes=self._predicted(source, positions, memory),
             memory=memory,
             is_given=memory is not None,
         )
 
-    def _predicted(self, positions: int, memory: Memory | None) -> int:
+    def _predicted(self, source: Prepared | Memory, positions: int, memory: Memory | None) -> int:
         decoder, network = self._model.spec.decoder, self._model.network
         dtype = str(network.dtype).removeprefix("torch.")
-        total = decoder.memory_bytes(positions, form=self._form, dtype=dtype)
+        modality = source.modality if isinstance(source, Memory) else source.key.modality
+        spec = self._model.spec
+        lent, projector = spec.lent_for(modality), spec.projector_for(modality)
+        read = positions if projector is None else projector.positions(positions)
+        total = decoder.memory_bytes(read, form=self._form, dtype=dtype)
         goes_on = decoder.cross_attention is None
         if memory is None:
             width = decoder.kv_width if goes_on else decoder.memory_width
+            width = width if lent is None else lent.width
             states, masks, same = positions * width * network.dtype.itemsize, 0, True
         else:
             masks = 0 if memory.mask_S is None else decoder.layers * positions
             states, same = memory.size_bytes, memory.states_SD.dtype == network.dtype
-        if same and not is_narrow(self._form) and (goes_on or is_absorbed(self._form)):
+        as_it_is = goes_on or (is_absorbed(self._form) and projector is None)
+        if same and not is_narrow(self._form) and as_it_is:
             return max(total, states) + masks  # the projection is the states
         return total + states + masks
 

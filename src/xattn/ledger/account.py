@@ -13,12 +13,17 @@ from xattn.spec import Form
 What = Literal[
     "states",
     "int8 states",
+    "projected states",
     "keys and values",
     "self-attention cache",
     "weights",
     "workspace",
     "at rest",
 ]
+
+
+READ: tuple[What, ...] = ("int8 states", "projected states", "keys and values")
+"""What is made of states to be read in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,7 @@ class Account:
     @property
     def memory_bytes(self) -> int:
         """What is held of the inputs: states, keys and values."""
-        return self.sum("bytes", "states", "int8 states", "keys and values")
+        return self.sum("bytes", "states", *READ)
 
     def sum(self, column: str, *what: What) -> int:
         """Of a column, over the rows of these kinds (all that are resident, if none is given)."""

@@ -30,6 +30,8 @@ def alternatives(spec: ModelSpec, inputs: Mapping[str, Any], **settings: Any) ->
             found.append(_alternative(name, ledger, chosen=ledger.setting == asked.setting))
     if spec.decoder.cross_attention is not None and asked.amounts:
         found += _anew(spec, inputs, settings)
+    if spec.lent:  # transformers has no grafts
+        return found
     return [*found, in_transformers(spec, asked.amounts, asked.setting)]
 
 

@@ -100,7 +100,7 @@ def amount_of(spec: ModelSpec, kind: str, given: Any) -> Amount:
         return given
     count, one = _split(name, given)
     require(is_whole(count, 1) and count <= MOST_COUNT, kind, f"1 to {MOST_COUNT} sources", count)
-    sized = _sized(spec, name, one)
+    sized = _projected(spec, name, _sized(spec, name, one))
     amount = Amount(
         kind=name,
         count=count * sized.sources,
@@ -128,10 +128,17 @@ def _require_bounded(spec: ModelSpec, amount: Amount, given: Any) -> None:
 def kinds_of(spec: ModelSpec) -> list[Kind]:
     """What this model can be given."""
     encoder = spec.encoder
-    modalities = {"text" if encoder is None else encoder.modality}
+    modalities: set[Modality] = {one.modality for one in spec.lent}
+    modalities |= {"text" if encoder is None else encoder.modality} if not modalities else set()
     if encoder is not None and encoder.pictures is not None:
         modalities.add("image")
     return [kind for kind, wanted in KINDS.items() if wanted in modalities]
+
+
+def encoder_of(spec: ModelSpec, kind: Kind) -> EncoderSpec | None:
+    """What encodes it: the model's own encoder, or one that is lent to it and known."""
+    lent = spec.lent_for(KINDS[kind])
+    return spec.encoder if lent is None else lent.encoder
 
 
 def _kind(spec: ModelSpec, kind: str) -> Kind:
@@ -174,10 +181,24 @@ class Sized(NamedTuple):
     estimated: bool = False
 
 
+def _projected(spec: ModelSpec, kind: Kind, sized: Sized) -> Sized:
+    """With the positions that a projector leaves of those of an encoder."""
+    projector = spec.projector_for(KINDS[kind])
+    if projector is None:
+        return sized
+    return sized._replace(positions=projector.positions(sized.positions))
+
+
 def _sized(spec: ModelSpec, kind: Kind, one: Any) -> Sized:
-    encoder = spec.encoder
+    encoder = encoder_of(spec, kind)
     if is_whole(one):
         return Sized(one, one)
+    if encoder is None and kind in ("image", "audio"):
+        counted = re.fullmatch(r"(\d{1,12})\s*p", str(one).strip().lower())
+        bound = "a number of positions (197p): the encoder is not xattn's, and says no more"
+        require(counted is not None, kind, bound, one)
+        assert counted is not None
+        return Sized(int(counted[1]), int(counted[1]))
     if kind == "image":
         assert encoder is not None
         return _picture(encoder, one)
@@ -285,11 +306,12 @@ def tiles_of(stem: ImageStemSpec, width: int, height: int) -> int:
 
 def _require_within(spec: ModelSpec, amount: Amount) -> None:
     limit = _limit(spec, amount.kind)
-    if limit is not None and amount.positions > limit:
-        count, unit = math.ceil(amount.positions / limit), _UNITS.get(amount.kind, "")
+    most = amount.encoded if spec.lent else amount.positions
+    if limit is not None and most > limit:
+        count, unit = math.ceil(most / limit), _UNITS.get(amount.kind, "")
         raise UsageError(
             f"`{amount.kind}` must be sources of at most {limit} positions for this model, but one "
-            f"has {amount.positions}; give several, as {count}x{limit}{unit}."
+            f"has {most}; give several, as {count}x{limit}{unit}."
         )
 
 
@@ -300,7 +322,9 @@ _UNITS = {"audio": "p", "image": "p"}
 def _limit(spec: ModelSpec, kind: Kind) -> int | None:
     """Positions that one source's memory may have: of a window, of a picture of all tiles, of a
     table of positions; None where any length works."""
-    encoder = spec.encoder
+    encoder, lent = encoder_of(spec, kind), spec.lent_for(KINDS[kind])
+    if lent is not None and encoder is None and not lent.itself:
+        return None
     if encoder is not None and encoder.audio is not None:
         return encoder.audio.positions
     if encoder is not None and kind == "image":

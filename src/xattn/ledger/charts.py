@@ -14,6 +14,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS: dict[What, str] = {
     "states": "#1b6ca8",
     "int8 states": "#7db4d8",
+    "projected states": "#9ecae9",
     "keys and values": "#e07a1f",
     "self-attention cache": "#9b5fb5",
     "weights": "#7a7a7a",

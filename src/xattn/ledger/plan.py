@@ -17,12 +17,13 @@ from xattn.counts import (
     kept_bytes,
     layer_flops,
     pass_bytes,
+    projector_flops,
     read_bytes,
     weight_bytes,
 )
 from xattn.errors import UsageError, is_whole, require, shown
-from xattn.ledger.account import Ledger, Row, Setting
-from xattn.ledger.amounts import MOST_COUNT, Amount, amounts_of
+from xattn.ledger.account import Ledger, Row, Setting, What
+from xattn.ledger.amounts import KINDS, MOST_COUNT, Amount, amounts_of, encoder_of
 from xattn.ledger.workspace import workspace_bytes
 from xattn.spec import (
     DTYPE_BYTES,
@@ -131,17 +132,21 @@ def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row
         "step_flops": setting.rows * _reading_flops(decoder, amount.total, form),
         "step_bytes": read * (decoder.placement.count if is_absorbed(form) else 1),
     }
-    wide = decoder.memory_bytes(total, dtype=setting.dtype)
+    wide, projecting = decoder.memory_bytes(total, dtype=setting.dtype), 0
     sources = copies * amount.memories
     if decoder.cross_attention is None:
         # A decoder-only model goes on from keys and values: they are its states.
         states, read_as_they_are = wide, not is_narrow(form)
         encoding = sources * decoder_flops(decoder, amount.positions, logits=0)
     else:
-        assert spec.encoder is not None
-        states = total * decoder.memory_width * dtype_bytes(setting.dtype)
-        read_as_they_are = form == "absorbed"
-        encoding = sources * encoding_flops(spec.encoder, amount)
+        lent, projector = spec.lent_for(KINDS[amount.kind]), spec.projector_for(KINDS[amount.kind])
+        width = decoder.memory_width if lent is None else lent.width
+        encoded = total if lent is None else sources * amount.encoded
+        states = encoded * width * dtype_bytes(setting.dtype)
+        read_as_they_are = form == "absorbed" and projector is None
+        encoding = sources * _once(spec, amount)
+        if projector is not None:
+            projecting = sources * projector_flops(projector, amount.encoded)
     yield Row(
         what="states",
         bytes=states,
@@ -151,15 +156,31 @@ def _of_input(spec: ModelSpec, amount: Amount, setting: Setting) -> Iterator[Row
     )
     if not read_as_they_are:
         yield Row(
-            what="int8 states" if is_absorbed(form) else "keys and values",
+            what=_read_as(form),
             bytes=read,
-            encode_flops=projection_flops(decoder, total, form),
+            encode_flops=projecting + projection_flops(decoder, total, form),
             **reading,
             **common,
         )
     if setting.store_codec is not None:
         kept = kept_bytes(decoder, total, setting.store_codec)
         yield Row(what="at rest", bytes=kept, **common)
+
+
+def _read_as(form: Form) -> What:
+    if not is_absorbed(form):
+        return "keys and values"
+    return "int8 states" if is_narrow(form) else "projected states"
+
+
+def _once(spec: ModelSpec, amount: Amount) -> int:
+    """Operations that encode one source; none where the encoder is not known."""
+    encoder, lent = encoder_of(spec, amount.kind), spec.lent_for(KINDS[amount.kind])
+    if encoder is not None:
+        return encoding_flops(encoder, amount)
+    if lent is None or not lent.itself:
+        return 0
+    return decoder_flops(spec.decoder.without_cross(), amount.encoded, logits=0)
 
 
 def encoding_flops(encoder: EncoderSpec, amount: Amount) -> int:

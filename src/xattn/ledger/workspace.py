@@ -43,8 +43,10 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
     ) + moving_bytes(decoder, setting.fed, setting.rows, setting.dtype)
     longest = max((amount.encoded for amount in amounts), default=0)
     several = sum(amount.memories * amount.encoded for amount in amounts) * setting.copies
-    if spec.encoder is not None:
-        encoding = encoding_bytes(spec.encoder, max(longest, min(several, TOGETHER)))
+    known = [one.encoder for one in spec.lent if one.encoder is not None]
+    encoder = spec.encoder or (known[0] if known else None)
+    if encoder is not None:
+        encoding = encoding_bytes(encoder, max(longest, min(several, TOGETHER)))
     else:
         encoding = _pass_bytes(decoder, longest, 0, longest, 0, memories=0, form="materialized")
     return max(decoding, encoding if amounts else 0, looking_bytes(spec))

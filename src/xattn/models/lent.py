@@ -24,7 +24,7 @@ from xattn.models.pictures import PictureEncoder
 from xattn.models.sources import MakesMemories, Sources
 from xattn.models.texts import TextEncoder
 from xattn.models.weights import Checkpoint, EncoderSource
-from xattn.spec import Modality, Placement
+from xattn.spec import LentSpec, Modality
 
 STATES = "states/1"
 """How memories are prepared that are a decoder-only model's hidden states."""
@@ -165,6 +165,17 @@ Lent = OwnedByModel | HiddenStates | Module
 """One encoder, of one modality."""
 
 
+def spec_of(lent: Lent) -> LentSpec:
+    """What is known of one."""
+    encoder = lent.made_of.spec.encoder if isinstance(lent, OwnedByModel) else None
+    return LentSpec(
+        modality=lent.modality,
+        width=lent.width,
+        encoder=encoder,
+        itself=isinstance(lent, HiddenStates),
+    )
+
+
 class Several:
     """Encoders by modality. A source that several could take is given as ``{modality: source}``."""
 
@@ -284,16 +295,9 @@ def _lent(source: EncoderSource, checkpoint: Checkpoint, network: Network, like:
 def without_cross(network: Network) -> Network:
     """The model that a graft was made on: its very modules, and nothing of the graft."""
     spec, decoder = network.spec, network.decoder
-    layers = spec.decoder.self_layers
-    plain = replace(
-        spec.decoder,
-        layers=layers,
-        placement=Placement.none(layers),
-        cross_attention=None,
-        memory_width=0,
-    )
+    plain = replace(spec, decoder=spec.decoder.without_cross(), projectors=(), lent=())
     with torch.device("meta"):
-        alone = Network(replace(spec, decoder=plain, projectors=()), hash=network.hash)
+        alone = Network(plain, hash=network.hash)
     for name, _ in alone.decoder.named_children():
         if name != "layers":
             setattr(alone.decoder, name, getattr(decoder, name))

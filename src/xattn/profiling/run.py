@@ -16,6 +16,7 @@ import torch
 
 from xattn.errors import UsageError, is_whole, require
 from xattn.ledger import Ledger, plan
+from xattn.ledger.account import READ
 from xattn.ledger.amounts import KIND_OF
 from xattn.ledger.live import of_weights
 from xattn.ledger.workspace import loading_bytes
@@ -329,7 +330,7 @@ class _Run:
             Size(input=kind, what="states", predicted=ledger.of("states", kind), measured=measured)
             for kind, measured in states.items()
         ]
-        for what in ("keys and values", "int8 states"):
+        for what in READ:
             if predicted := ledger.of(what):
                 measured = self.watched.cross_bytes
                 found.append(

@@ -17,7 +17,15 @@ from xattn.errors import UsageError, is_whole, require
 from xattn.model import Model, load
 from xattn.models.formats.graft import grafted, moved_name
 from xattn.models.layers import Attention, RMSNorm
-from xattn.models.lent import HiddenStates, Lent, Module, OwnedByModel, Several, without_cross
+from xattn.models.lent import (
+    HiddenStates,
+    Lent,
+    Module,
+    OwnedByModel,
+    Several,
+    spec_of,
+    without_cross,
+)
 from xattn.models.network import Network
 from xattn.models.pictures import PictureEncoder
 from xattn.models.projectors import Resampler
@@ -100,7 +108,8 @@ def graft(
         gate=kind == "merged",
     )
     cross_attention = _cross_attention(decoder, kind, kv_heads, qk_norm)
-    spec = grafted(model.spec, placed, cross_attention, memory_width, projectors)
+    of_lent = tuple(spec_of(one) for one in lent)
+    spec = grafted(model.spec, placed, cross_attention, memory_width, projectors, of_lent)
     with torch.device("meta"):
         network = Network(spec, hash=model.network.hash)
     for name, weight in model.network.named_parameters():

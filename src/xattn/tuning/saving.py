@@ -89,19 +89,20 @@ def _encoders(model: Model) -> list[Lent]:
 
 def _kept_encoder(lent: Lent, new: Path, copy: bool) -> EncoderConfig:
     if isinstance(lent, HiddenStates):
-        return EncoderConfig(modality=lent.modality, kind="itself")
+        return EncoderConfig(modality=lent.modality, kind="itself", width=lent.width)
     inside = f"{ENCODERS}/{lent.modality}"
     if isinstance(lent, OwnedByModel):
         require(lent.path is not None, "encoder", "a model that was loaded from files", lent)
         assert lent.path is not None
         place = _kept(lent.path, new, inside, copy)
-        return EncoderConfig(modality=lent.modality, kind="model", place=place)
+        return EncoderConfig(modality=lent.modality, kind="model", width=lent.width, place=place)
     assert isinstance(lent, Module)
     (new / inside).mkdir(parents=True)
     lent.made_of.save(new / inside)
     return EncoderConfig(
         modality=lent.modality,
         kind="picture" if isinstance(lent.made_of, PictureEncoder) else "text",
+        width=lent.width,
         place=Place(inside=inside),
     )
 

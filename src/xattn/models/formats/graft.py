@@ -24,7 +24,14 @@ from xattn.models.resolve import resolve
 from xattn.models.spec_json import from_json
 from xattn.models.tensor_files import tensors_of
 from xattn.models.weights import Checkpoint, EncoderSource, Weight
-from xattn.spec import AttentionSpec, Modality, ModelSpec, Placement, ProjectorSpec
+from xattn.spec import (
+    AttentionSpec,
+    LentSpec,
+    Modality,
+    ModelSpec,
+    Placement,
+    ProjectorSpec,
+)
 
 CONFIG, WEIGHTS, LM, ENCODERS = "graft.json", "graft.safetensors", "lm", "encoders"
 VERSION = 1
@@ -45,6 +52,8 @@ class EncoderConfig:
 
     modality: Modality
     kind: Literal["model", "itself", "text", "picture"]
+    width: int
+    """Of its states."""
     place: Place | None = None
 
 
@@ -67,6 +76,7 @@ def grafted(
     cross_attention: AttentionSpec,
     memory_width: int,
     projectors: tuple[ProjectorSpec, ...],
+    lent: tuple[LentSpec, ...],
 ) -> ModelSpec:
     """The spec of a decoder-only model with cross-attention."""
     decoder = replace(
@@ -76,7 +86,7 @@ def grafted(
         cross_attention=cross_attention,
         memory_width=memory_width,
     )
-    return replace(lm, decoder=decoder, projectors=projectors)
+    return replace(lm, decoder=decoder, projectors=projectors, lent=lent)
 
 
 def matches(path: Path) -> bool:
@@ -105,6 +115,7 @@ def read(path: Path, origin: str) -> Checkpoint:
         config.cross_attention,
         config.memory_width,
         config.projectors,
+        tuple(_lent(path, one) for one in config.encoders),
     )
     tensors = tensors_of(path / WEIGHTS)
     with torch.device("meta"):
@@ -157,6 +168,14 @@ def _located(path: Path, place: Place) -> Path:
     if place.inside is None or not inside.resolve().is_relative_to(path.resolve()):
         raise CorruptCheckpointError(f"{path / CONFIG}: {place.inside!r} is no place inside it.")
     return inside
+
+
+def _lent(path: Path, config: EncoderConfig) -> LentSpec:
+    """What is known of an encoder without loading it."""
+    itself, encoder = config.kind == "itself", None
+    if config.kind == "model" and config.place is not None:
+        encoder = formats.read_checkpoint(_located(path, config.place), "encoder").spec.encoder
+    return LentSpec(modality=config.modality, width=config.width, encoder=encoder, itself=itself)
 
 
 def _source(path: Path, config: EncoderConfig) -> EncoderSource:
