@@ -3,7 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
 BIN := .venv/bin
-EXTRAS := audio,text,gguf,store,plot,vision,library,postgres,documents,training,dev
+EXTRAS := audio,text,gguf,store,plot,vision,library,postgres,documents,training,cluster,dev
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest
 
@@ -75,6 +75,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/quantised.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/placement_whisper.py
 	$(BIN)/xattn bench
 
 clean:

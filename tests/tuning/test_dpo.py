@@ -72,7 +72,7 @@ def test_the_margin_grows_and_each_source_is_encoded_once(base, tmp_path):
     files = [base / name for name in ("pairs.jsonl", "held-out.jsonl")]
     sources = {json.loads(line)["source"] for f in files for line in f.read_text().splitlines()}
     assert outcome.encoder_passes == len(sources)
-    assert (tmp_path / "reference-train.safetensors").is_file()
+    assert (tmp_path / "reference-train" / "logprobs.safetensors").is_file()
 
 
 def test_a_run_goes_on_with_the_reference_that_it_began_with(base, tmp_path):

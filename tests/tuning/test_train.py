@@ -332,11 +332,50 @@ def test_other_data_that_is_refused(data, lm, tmp_path):
         prepare(model, examples, most_source=1, most_target=9)
 
 
+def test_a_checkpoint_of_another_graft_is_refused(data, lm, tmp_path):
+    """Of the state of a run, and of a graft's directory."""
+    train(graft_recipe(tmp_path / "one", data, lm, "itself", steps=2))
+    other = graft_recipe(tmp_path / "other", data, lm, "itself", steps=2)
+    other = other.model_copy(update={"model": other.model.model_copy(update={"placement": "all"})})
+    train(other)
+    [place, *_] = checkpoints(tmp_path / "one")
+    [theirs, *_] = checkpoints(tmp_path / "other")
+    shutil.copyfile(theirs / "state.safetensors", place / "state.safetensors")
+    shutil.copyfile(place / "state.safetensors", theirs / "state.safetensors")
+    for file in ("model", "best"):
+        weights = tmp_path / "one" / file / "graft.safetensors"
+        weights.write_bytes((tmp_path / "other" / file / "graft.safetensors").read_bytes())
+    with pytest.raises(xattn.TensorError, match="nothing reads it"):
+        xattn.load(tmp_path / "one" / "model")
+    tiny.make("llama", tmp_path / "short", num_hidden_layers=2)
+    for file in (tmp_path / "one" / "best" / "lm").iterdir():
+        if file.suffix == ".safetensors" or file.name == "config.json":
+            shutil.copyfile(tmp_path / "short" / file.name, file)
+    with pytest.raises(xattn.CorruptCheckpointError, match="the checkpoint of another graft"):
+        xattn.load(tmp_path / "one" / "best")
+
+
 def test_a_run_of_another_recipe_is_not_gone_on_with(data, tmp_path):
     train(scratch_recipe(tmp_path, data, steps=2))
     with pytest.raises(UsageError, match=r"another recipe, whose \[training\] differs"):
         train(scratch_recipe(tmp_path, data, steps=2, learning_rate=0.5))
     assert train(scratch_recipe(tmp_path, data, steps=3)).steps == 3
+
+
+def test_a_run_whose_data_changed_is_not_gone_on_with(data, tmp_path):
+    for file in ("train.jsonl", "valid.jsonl"):
+        shutil.copyfile(data / file, tmp_path / file)
+    train(scratch_recipe(tmp_path / "run", tmp_path, steps=2))
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"source": "one", "target": "two"}\n')
+    with pytest.raises(UsageError, match="began with other training data"):
+        train(scratch_recipe(tmp_path / "run", tmp_path, steps=4))
+
+
+def test_a_tracker_that_is_not_there_is_named(data, tmp_path):
+    recipe = scratch_recipe(tmp_path, data).model_copy(update={"trackers": ["trackio"]})
+    with pytest.raises(UsageError, match="pip install trackio"):
+        train(recipe)
 
 
 def test_a_method_that_a_model_has_no_weights_for(data, tmp_path):

@@ -37,6 +37,7 @@ EXTRAS = {
     "vision": ("pillow",),
     "library": ("lancedb", "pyarrow", "sentence-transformers"),
     "postgres": ("psycopg",),
+    "cluster": ("ray",),
     "training": ("accelerate", "peft", "pydantic", "sacrebleu", "jiwer", "optuna"),
     "documents": ("markdown-it-py", "selectolax", "pypdf", "python-docx"),
 }
@@ -51,6 +52,7 @@ PURPOSES = {
     "vision": "pictures as sources",
     "library": "answers that attend over documents",
     "training": "grafts, recipes and sweeps",
+    "cluster": "trials side by side",
     "postgres": "libraries on a server",
     "documents": "Markdown, HTML, PDF and DOCX in libraries",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xattn.cli.console import print_json, print_line, print_note
+from xattn.cli.console import Progress, print_json, print_line, print_note
 from xattn.cli.options import Json
 from xattn.errors import UsageError
 from xattn.readable import readable_bytes, readable_count
@@ -48,7 +48,8 @@ def _run(recipe: str, threads: int | None, *, json: bool, preference: bool) -> N
     read = read_recipe(Path(recipe))
     if preference and read.preference is None:
         read = read.model_copy(update={"preference": Preference()})
-    outcome = run(read, say=print_note)
+    with Progress("train", unit="updates", results_on_stdout=False) as progress:
+        outcome = run(read, say=print_note, progress=progress.update)
     if json:
         print_json(asdict(outcome) | {"directory": str(outcome.directory)})
         return

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InvalidSourceError, UsageError
-from xattn.memory import Memory
+from xattn.memory import Memory, digest_of
 from xattn.model import Model
 from xattn.models.encode import Prepared
 from xattn.models.lent import HiddenStates, Several
 from xattn.tuning.examples import Example
 
 IGNORED = -100
+PREPARED_AT_ONCE = 512
 POOL = 64
 """Batches whose examples are sorted by length together."""
 
@@ -85,54 +86,81 @@ class Items:
 
 
 def prepare(
-    model: Model,
-    examples: Sequence[Example],
-    *,
-    most_source: int,
-    most_target: int,
-    least: int = 1,
+    model: Model, examples: Sequence[Example], *, most_source: int, most_target: int
 ) -> Items:
     """Examples as ``model`` reads them; those beyond the bounds are left out.
 
-    Raises :class:`UsageError` where fewer than ``least`` are not, or where one has no source that
-    the model reads.
+    Raises :class:`UsageError` where all are, and as :func:`prepared` does.
     """
-    found, start = [], model.spec.tokens.decoder_start
-    ends = model.spec.tokens.eos
-    if not ends:
-        raise UsageError(f"{model.name} names no end of text, and so cannot be trained on one.")
-    for example in examples:
-        try:
-            sources = tuple(model.prepare_batch(list(example.sources)))
-        except InvalidSourceError:  # longer than the encoder reads, or of no tokens
-            continue
-        target = model.tokenizer.encode_plain(example.target).ids
-        before = _before(model, example, start)
-        tokens = (*before, *target)
-        fits = sum(len(source.spans) for source in sources) <= most_source
-        if fits and len(tokens) < most_target:
-            item = Item(sources=sources, tokens=tokens, learnt=len(target) + 1, end=ends[0])
-            found.append(item)
-    if len(found) < least:
+    made = prepared(model, examples, most_source=most_source, most_target=most_target)
+    found = tuple(item for item in made if item is not None)
+    if not found:
         raise UsageError(
             f"all {len(examples)} examples are longer than `most_source` ({most_source}) or "
             f"`most_target` ({most_target})."
         )
-    return Items(items=tuple(found), left_out=len(examples) - len(found))
+    return Items(items=found, left_out=len(examples) - len(found))
 
 
-def _before(model: Model, example: Example, start: int | None) -> list[int]:
-    """What the decoder reads before the target."""
+def prepared(
+    model: Model, examples: Sequence[Example], *, most_source: int, most_target: int
+) -> list[Item | None]:
+    """Each example as ``model`` reads it; None for one that is beyond the bounds.
+
+    Raises :class:`UsageError` for a model that names no tokens to begin or end with, or does not
+    read such sources.
+    """
+    ends = model.spec.tokens.eos
+    if not ends:
+        raise UsageError(f"{model.name} names no end of text, and so cannot be trained on one.")
+    found: list[Item | None] = []
+    for first in range(0, len(examples), PREPARED_AT_ONCE):
+        some = examples[first : first + PREPARED_AT_ONCE]
+        for example, sources in zip(some, _sources(model, some), strict=True):
+            target = model.tokenizer.encode_plain(example.target).ids
+            tokens = (*before(model, example), *target)
+            fits = sources is not None and sum(len(s.spans) for s in sources) <= most_source
+            if sources is None or not fits or len(tokens) >= most_target:
+                found.append(None)
+                continue
+            item = Item(sources=sources, tokens=tokens, learnt=len(target) + 1, end=ends[0])
+            found.append(item)
+    return found
+
+
+def _sources(model: Model, examples: Sequence[Example]) -> list[tuple[Prepared, ...] | None]:
+    """The sources of each; None where one is longer than the encoder reads, or has no tokens."""
+    try:
+        # Together: a look at the encoder's weights, which names them, costs as much as all else.
+        made = iter(model.prepare_batch([one for e in examples for one in e.sources]))
+        return [tuple(next(made) for _ in example.sources) for example in examples]
+    except InvalidSourceError:
+        if len(examples) == 1:
+            return [None]
+        half = len(examples) // 2
+        return [*_sources(model, examples[:half]), *_sources(model, examples[half:])]
+
+
+def before(model: Model, example: Example) -> list[int]:
+    """What the decoder reads before the target: a prompt, or what begins any text."""
+    tokens = model.spec.tokens
     if model.spec.encoder is None:
-        prompt = example.prompt
-        if prompt is not None:
-            return model.tokenizer.encode(prompt).ids
-        first = model.spec.tokens.bos
-        return [model.spec.tokens.eos[0] if first is None else first]
-    if start is None:
+        if example.prompt is not None:
+            return model.tokenizer.encode(example.prompt).ids
+        return [tokens.eos[0] if tokens.bos is None else tokens.bos]
+    if tokens.decoder_start is None:
         raise UsageError(f"{model.name} names no decoder start token, and so cannot be trained.")
     prefix = [] if example.prompt is None else model.tokenizer.encode_plain(example.prompt).ids
-    return [start, *prefix]
+    return [tokens.decoder_start, *prefix]
+
+
+def digest_of_items(items: Iterable[Item]) -> str:
+    """Of their sources' keys and their tokens."""
+    parts = (
+        f"{[s.key.digest for s in item.sources]} {item.tokens} {item.learnt} {item.end}".encode()
+        for item in items
+    )
+    return digest_of(*parts)
 
 
 class HasLength(Protocol):

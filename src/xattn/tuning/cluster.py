@@ -18,7 +18,7 @@ def on_ray(threads: int | None = None) -> RunAll:
     try:
         import ray
     except ImportError as error:
-        raise MissingExtraError("ray", "ray", "trials side by side") from error
+        raise MissingExtraError("ray", "cluster", "trials side by side") from error
 
     def run_all(recipes: Sequence[Recipe]) -> Iterator[Outcome]:
         if not ray.is_initialized():

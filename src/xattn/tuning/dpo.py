@@ -8,19 +8,21 @@ so did the reference, whose log-probabilities are taken before training begins, 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from xattn.errors import UsageError
 from xattn.model import Model
-from xattn.tuning.batches import Batch, Item, batches, prepare
+from xattn.tuning.batches import Batch, Item, batches, digest_of_items, prepared
 from xattn.tuning.examples import Example, lines_of, object_of, sources_of, texts_of
 from xattn.tuning.objectives import Lost, Paths, Remember
 from xattn.tuning.recipe import Data, Preference
 from xattn.tuning.teacher import Teacher
+from xattn.tuning.whole import replacing
 
 FIELDS = ("source", "sources", "prompt", "chosen", "rejected")
 
@@ -109,18 +111,23 @@ class Preferences:
 
     def items(self, model: Model, examples: Sequence[Preferred], data: Data) -> list[Pair]:
         """Pairs both of whose answers fit."""
-        how: dict[str, Any] = {"most_source": data.most_source, "most_target": data.most_target}
-        found = []
-        for example in examples:
-            both = prepare(model, [example.chosen, example.rejected], **how, least=0).items
-            if len(both) == 2:
-                found.append(Pair(chosen=both[0], rejected=both[1]))
+        both = [one for example in examples for one in (example.chosen, example.rejected)]
+        made = prepared(model, both, most_source=data.most_source, most_target=data.most_target)
+        found = [
+            Pair(chosen=chosen, rejected=rejected)
+            for chosen, rejected in zip(made[::2], made[1::2], strict=True)
+            if chosen is not None and rejected is not None
+        ]
         if not found:
             raise UsageError(
                 f"all {len(examples)} pairs are longer than `most_source` ({data.most_source}) or "
                 f"`most_target` ({data.most_target})."
             )
         return found
+
+    def digest(self, items: Sequence[Pair]) -> str:
+        """Of sources and both answers."""
+        return digest_of_items([one for pair in items for one in (pair.chosen, pair.rejected)])
 
     def weight(self, items: Sequence[Pair]) -> int:
         """Pairs."""
@@ -174,3 +181,24 @@ class Preferences:
             for pair, (chosen, rejected) in zip(some, both_2R.T.tolist(), strict=True):
                 found[placed[id(pair)]] = replace(pair, reference=(chosen, rejected))
         return (found[n] for n in range(len(pairs)))
+
+
+REFERENCE = "logprobs.safetensors"
+
+
+def read_reference(directory: Path, digest: str) -> list[tuple[float, float]] | None:
+    """What :func:`write_reference` kept of these pairs; None where it kept none, or others'."""
+    path = directory / REFERENCE
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as held:
+        if (held.metadata() or {}).get("pairs") != digest:
+            return None
+        return [(chosen, rejected) for chosen, rejected in held.get_tensor("logprobs_N2").tolist()]
+
+
+def write_reference(directory: Path, digest: str, pairs: Sequence[Pair]) -> None:
+    """Keep what the reference says of pairs; raises :class:`SaveError`."""
+    numbers = torch.tensor([pair.reference for pair in pairs], dtype=torch.float64)
+    with replacing(directory) as new:
+        save_file({"logprobs_N2": numbers}, new / REFERENCE, {"pairs": digest})

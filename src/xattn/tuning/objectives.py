@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xattn.memory import Memory
 from xattn.model import Model
-from xattn.tuning.batches import Batch, HasLength, Item, prepare
+from xattn.tuning.batches import Batch, HasLength, Item, digest_of_items, prepare
 from xattn.tuning.examples import Example, read_examples, texts_of
 from xattn.tuning.recipe import Data
 from xattn.tuning.teacher import Teacher
@@ -42,6 +42,9 @@ class Objective(Protocol[T]):
     def items(self, model: Model, examples: Sequence[Any], data: Data) -> Sequence[T]:
         """Examples as a model reads them, without those that are too long."""
 
+    def digest(self, items: Sequence[T]) -> str:
+        """Of all that is learnt from them."""
+
     def weight(self, items: Sequence[T]) -> int:
         """How many losses the loss of these is a sum of."""
 
@@ -66,6 +69,10 @@ class Continuations:
         """One for each example."""
         found = prepare(model, examples, most_source=data.most_source, most_target=data.most_target)
         return found.items
+
+    def digest(self, items: Sequence[Item]) -> str:
+        """Of sources and tokens."""
+        return digest_of_items(items)
 
     def weight(self, items: Sequence[Item]) -> int:
         """Tokens that are learnt."""

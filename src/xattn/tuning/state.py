@@ -30,6 +30,7 @@ KEPT = 2
 """Checkpoints that stay."""
 _WEIGHT, _MOMENT, _DICE = "weight.", "moment.", "dice"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+_EVERYWHERE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
 
 
 @dataclass(kw_only=True)
@@ -51,14 +52,16 @@ class Progress:
     ended: str = ""
     """Why it is over."""
     recipe: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    """Digest of what is learnt from."""
 
 
 def gathered(module: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:
-    """What trains and its moments, whole, on the CPU; all processes take part."""
+    """What trains and its moments, whole, on the CPU of the first process; all take part."""
     weights, found = get_state_dict(module, optimiser, options=_WHOLE)
     moments: Any = found
     tensors: dict[str, Any] = {f"{_WEIGHT}{name}": one for name, one in weights.items()}
-    for name, of_weight in moments["state"].items():
+    for name, of_weight in moments.get("state", {}).items():
         for moment, value in of_weight.items():
             tensors[f"{_MOMENT}{name}:{moment}"] = torch.as_tensor(value)
     # Tensors that share memory, as tied ones do, cannot be written.
@@ -100,7 +103,7 @@ def load_state(path: Path, module: nn.Module, optimiser: Optimizer) -> Progress:
             of, _, moment = name.removeprefix(_MOMENT).rpartition(":")
             moments.setdefault(of, {})[moment] = held
     if moments:
-        _, now = get_state_dict(module, optimiser, options=_WHOLE)
+        _, now = get_state_dict(module, optimiser, options=_EVERYWHERE)
         state: dict[str, Any] = {"state": moments, "param_groups": now["param_groups"]}
         set_optimizer_state_dict(
             module, optimiser, state, options=StateDictOptions(full_state_dict=True)

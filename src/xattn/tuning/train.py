@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from xattn.errors import MissingExtraError, UsageError
 from xattn.memory import Memory
 from xattn.model import Model, load
 from xattn.native.process import peak_bytes
 from xattn.store import MemoryStore
-from xattn.tuning.batches import Batch, batches, encoder_is_frozen, memories_of
-from xattn.tuning.dpo import Pair, Preferences
+from xattn.tuning.batches import Batch, batches, before, encoder_is_frozen, memories_of
+from xattn.tuning.dpo import Pair, Preferences, read_reference, write_reference
 from xattn.tuning.examples import read_examples
 from xattn.tuning.journal import Journal
 from xattn.tuning.lora import add_adapter
@@ -62,7 +61,7 @@ class Outcome:
     """Of the model: ``best`` where there is a validation loss, else ``model``."""
     steps: int
     loss: float
-    """Of training, over the last evaluation's stretch."""
+    """Of training, in the last update."""
     best_loss: float | None
     """Of validation."""
     seconds: float
@@ -78,15 +77,22 @@ class Outcome:
     """Of what the model says of held-out sources, in percent."""
 
 
-def train(recipe: Recipe, *, base: Path = Path(), say: Say = lambda _: None) -> Outcome:
+def train(
+    recipe: Recipe,
+    *,
+    base: Path = Path(),
+    say: Say = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
     """Run a recipe, or go on with it where its directory has a checkpoint.
 
-    ``base`` is what paths in it are relative to. Raises :class:`UsageError` for what does not fit,
+    ``base`` is what paths in it are relative to. ``say`` is told what is worth a line, ``progress``
+    how many updates are done of how many. Raises :class:`UsageError` for what does not fit,
     and :class:`SaveError` where a checkpoint cannot be written; the one before stays.
     """
     directory = base / Path(recipe.directory).expanduser()
     _require_same_recipe(directory, recipe)
-    outcome = _Run(recipe, base, directory, say).run()
+    outcome = _Run(recipe, base, directory, say, progress).run()
     if recipe.evaluation is None:
         return outcome
     return replace(outcome, scores=evaluate(load(outcome.directory), recipe.evaluation, base))
@@ -98,11 +104,12 @@ def evaluate(model: Model, evaluation: Evaluation, base: Path = Path()) -> dict[
     answers: list[str] = []
     for first in range(0, len(examples), ANSWERED_AT_ONCE):
         some = examples[first : first + ANSWERED_AT_ONCE]
-        memories = [model.encode_batch(list(one.sources)) for one in some]
-        prompts = [one.prompt for one in some]
+        prompts: list[Any] = [one.prompt for one in some]
+        if model.spec.encoder is None:
+            prompts = [before(model, one) for one in some]
         found = model.generate_batch(
-            memories,
-            prompts if any(prompts) else None,  # type: ignore[arg-type]
+            [model.encode_batch(list(one.sources)) for one in some],
+            prompts,
             num_beams=evaluation.num_beams,
             max_new_tokens=evaluation.most_tokens,
         )
@@ -136,22 +143,25 @@ def _require_same_recipe(directory: Path, recipe: Recipe) -> None:
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Raise :class:`MissingExtraError` for one whose package is not installed."""
+    """Raise :class:`UsageError` for one whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
-            raise MissingExtraError(name, name, f"`trackers` of which one is {name!r}")
+            raise UsageError(f"`trackers` has {name!r}, which is not installed: pip install {name}")
 
 
 class _Run:
     """One run of one process."""
 
-    def __init__(self, recipe: Recipe, base: Path, directory: Path, say: Say) -> None:
-        self.recipe, self.training, self.directory, self.say = (
-            recipe,
-            recipe.training,
-            directory,
-            say,
-        )
+    def __init__(
+        self,
+        recipe: Recipe,
+        base: Path,
+        directory: Path,
+        say: Say,
+        told: Callable[[int, int], None],
+    ) -> None:
+        self.recipe, self.training, self.directory = recipe, recipe.training, directory
+        self.say, self.told = say, told
         require_trackers(recipe.trackers)
         self.accelerator = Accelerator(
             log_with=list(recipe.trackers) or None,
@@ -163,7 +173,8 @@ class _Run:
             objective = Preferences(recipe.preference)
         self.objective: Objective[Any] = objective
         examples = objective.read(recipe.data.train, base, recipe.data.limit)
-        self.model = make(recipe.model, directory, self.objective.texts(examples))
+        with self.accelerator.main_process_first():  # which makes the tokenizer, if one is made
+            self.model = make(recipe.model, directory, self.objective.texts(examples))
         if self.training.method == "lora":
             how = self.training.lora
             add_adapter(
@@ -194,7 +205,9 @@ class _Run:
         self.teacher, self.optimiser = self.accelerator.prepare(
             teacher, optimiser(self.model, self.training)
         )
-        self.progress = Progress(recipe=recipe.model_dump(mode="json"))
+        self.progress = Progress(
+            recipe=recipe.model_dump(mode="json"), data=self.objective.digest(self.items)
+        )
         self.passes_before = 0
         if isinstance(objective, Preferences) and not objective.preference.reference_free:
             self.items, self.validation = (
@@ -206,17 +219,15 @@ class _Run:
         self, objective: Preferences, name: str, pairs: Sequence[Pair]
     ) -> Sequence[Pair]:
         """The pairs, with what the model says of them before it learns; kept in a file."""
-        path = self.directory / f"reference-{name}.safetensors"
-        if path.is_file() and pairs:
-            held = load_file(path)["logprobs_N2"].tolist()
+        path, digest = self.directory / f"reference-{name}", objective.digest(pairs)
+        held = read_reference(path, digest)
+        if held is not None:
             return [replace(p, reference=(a, b)) for p, (a, b) in zip(pairs, held, strict=True)]
         self._bare.eval()
         most = self.training.batch_tokens
         found = list(objective.with_reference(self._bare, pairs, most, self._remember))
         if found and self.accelerator.is_main_process:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            numbers = torch.tensor([pair.reference for pair in found], dtype=torch.float64)
-            save_file({"logprobs_N2": numbers}, path)
+            write_reference(path, digest, found)
         return found
 
     def _items(self, examples: Sequence[Any], what: str) -> Sequence[Any]:
@@ -247,7 +258,13 @@ class _Run:
         main = self.accelerator.is_main_process
         found = checkpoints(self.directory)
         if found:
+            data = self.progress.data
             self.progress = load_state(found[-1], self._bare, self.optimiser)
+            if self.progress.data != data:
+                raise UsageError(
+                    f"{self.directory}: the run began with other training data than its files have "
+                    "now; give another `directory`, or remove this one to begin again."
+                )
             self.passes_before = self.progress.encoder_passes
             if self.progress.step < self.steps and self.progress.ended == DONE:
                 self.progress.ended = ""  # it is to go on for longer
@@ -275,6 +292,7 @@ class _Run:
                 self.progress.tokens += sum(map(self.objective.weight, group))
                 self.progress.seconds = before + time.perf_counter() - begun
                 self._end_of_step()
+                self.told(self.progress.step, self.steps)
                 validated = self._validated()  # which may end it, too
                 over = self._is_over()
                 if journal is not None:
