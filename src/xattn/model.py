@@ -36,7 +36,7 @@ from xattn.models.adapters import adapters_of
 from xattn.models.build import build, require_device
 from xattn.models.encode import Prepared, prepare_window
 from xattn.models.formats import read_checkpoint
-from xattn.models.lent import Like, lend
+from xattn.models.lent import Like, Several, lend
 from xattn.models.network import Counters, Network
 from xattn.models.parallel import Parallel
 from xattn.models.pins import Pins
@@ -129,8 +129,11 @@ class Model:
 
     @property
     def counters(self) -> Counters:
-        """What was really run since the model was loaded."""
-        return self.network.counters
+        """What was really run since the model was loaded, by encoders that are lent to it, too."""
+        own = self.network.counters
+        if not isinstance(self.sources, Several):
+            return own
+        return replace(own, encoder_passes=own.encoder_passes + self.sources.encoder_passes)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -548,6 +551,11 @@ class Model:
         require(len(memories) > 0, "memories", "at least one", list(memories))
         require(len(generation.tokens) > 0, "generation", "of at least one token", generation)
         self.require_own(memories)
+        for memory in memories:
+            projector = self.spec.projector_for(memory.modality)
+            fits = projector is None or projector.resampler is None
+            bound = "of a modality that no resampler reads: its positions are lost there"
+            require(fits, "memories", bound, memory)
         how = None if parallel is None else [parallel]
         state = self.network.start([memories], parallel=how)
         fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])

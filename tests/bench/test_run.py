@@ -61,7 +61,7 @@ def tampering(engine, what):
     return start
 
 
-@pytest.mark.parametrize("model", ["t5-tiny", "marian-tiny"])
+@pytest.mark.parametrize("model", ["t5-tiny", pytest.param("marian-tiny", marks=pytest.mark.slow)])
 def test_all_engines_say_the_same(measure, model, tmp_path):
     cells = [tiny_cell(model, task={"beams": beams}) for beams in (1, 4)]
     record, _ = measure(*cells)

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LONG = ("command-line.md", "ledger.md")
+"""Pages whose commands take a minute together; what they show is tested command by command."""
 SNIPPET = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 
@@ -41,7 +43,13 @@ def test_python_snippets_run(page, environment):
     assert ran.stdout.strip(), "a guide shows something"
 
 
-@pytest.mark.parametrize("page", with_snippets("sh"), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))
+        for page in with_snippets("sh")
+    ],
+)
 def test_shell_snippets_run(page, environment):
     lines = snippets(page, "sh").splitlines()
     # The make targets are what runs this test.

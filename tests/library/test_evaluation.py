@@ -92,6 +92,7 @@ def test_recall_counts_paragraphs_and_parts_of_them():
     assert not holds(part, FACTS[2][0])
 
 
+@pytest.mark.slow
 def test_heads_are_found_that_look_at_the_answer(tmp_path):
     model = xattn.load("smollm2-135m-instruct")
     with MemoryStore(tmp_path) as store:

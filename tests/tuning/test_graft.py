@@ -171,6 +171,17 @@ def test_hidden_states_are_those_that_transformers_gives(lms, tmp_path):
     assert model.encode(SOURCE).key.preprocessing.startswith("states/1")
 
 
+def test_lent_encoders_compute_in_their_own_numbers(lms):
+    """Also while training computes in fewer bits around them."""
+    texts = xattn.TextEncoder(bert(), word_tokenizer())
+    for encoder, source in (("itself", SOURCE), (texts, "one two three")):
+        model = xattn.graft(lms("llama"), encoder=encoder, placement="single")
+        memory = model.encode(source)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            again = model.encode(source)
+        assert torch.equal(again.states_SD, memory.states_SD)
+
+
 def test_hidden_states_change_no_key_when_the_graft_learns(lms, opened):
     model = xattn.graft(lms("llama"), encoder="itself", placement="every:2")
     before = model.encode(SOURCE)

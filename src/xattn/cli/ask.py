@@ -149,7 +149,7 @@ def reader_of(model: "Model", name: str, how: Any) -> "Reader":
     from xattn.library.readers import FusionReader, ParallelReader, PlainReader
 
     if name == "auto":
-        name = "parallel" if model.spec.encoder is None else "fusion"
+        name = "parallel" if model.spec.decoder.cross_attention is None else "fusion"
     if name == "fusion":
         return FusionReader(model)
     return ParallelReader(model, how=how) if name == "parallel" else PlainReader(model)

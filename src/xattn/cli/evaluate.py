@@ -98,7 +98,8 @@ def qa(
         recompute=recompute,
     )
     loaded = load_model(model, **loading)
-    names = reader or (["parallel", "plain"] if loaded.spec.encoder is None else ["fusion"])
+    goes_on = loaded.spec.decoder.cross_attention is None
+    names = reader or (["parallel", "plain"] if goes_on else ["fusion"])
     chosen_readers = [reader_of(loaded, name, how) for name in names]
     with ExitStack() as stack:
         library = stack.enter_context(_library_of(found, stack))

@@ -157,10 +157,14 @@ def spoken_pieces(generation: Generation, tokenizer: Tokenizer) -> list[str]:
 
 
 def spoken_sentences(text: str, pieces: Sequence[str]) -> list[tuple[int, int, list[int]]]:
-    """``[start, end)`` of each sentence of the answer, and the tokens that it is made of."""
+    """``[start, end)`` of each sentence of the answer, and the tokens that it is made of.
+
+    The space behind a sentence is none of it: it begins the next one's first token.
+    """
     ends = list(accumulate(map(len, pieces)))
     spoken = []
-    for start, end in sentences(text):
+    for start, behind in sentences(text):
+        end = start + len(text[start:behind].rstrip())
         first, last = bisect_right(ends, start), bisect_left(ends, end)
         tokens = list(range(first, min(last + 1, len(ends))))
         if tokens and text[start:end].strip():

@@ -91,7 +91,8 @@ def _words(answer: Answer) -> Iterator[str]:
     """The answer's tokens, with footnotes behind its sentences."""
     at, sentences = 0, list(answer.sentences)
     for number, token in enumerate(answer.tokens):
-        inside = next((s for s in sentences if s.start <= at < s.end), None)
+        begins = at + len(token.text) - len(token.text.lstrip())
+        inside = next((s for s in sentences if s.start <= begins < s.end), None)
         text = html.escape(token.text[: max(0, len(answer.text) - at)])
         at += len(token.text)
         notes = ""

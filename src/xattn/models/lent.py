@@ -106,9 +106,10 @@ class HiddenStates:
     def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """One pass of the decoder for each."""
         made = []
-        for item in prepared:
-            assert isinstance(item.inputs, list)
-            made.append(item.memory(self.made_of.encode_hidden(item.inputs)))
+        with torch.autocast(self.made_of.device.type, enabled=False):  # or keys' dtype would lie
+            for item in prepared:
+                assert isinstance(item.inputs, list)
+                made.append(item.memory(self.made_of.encode_hidden(item.inputs)))
         return made
 
 
@@ -158,7 +159,8 @@ class Module:
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """One memory for each."""
-        return self.made_of.encode_prepared(prepared)
+        with torch.autocast(self.made_of.device.type, enabled=False):  # or keys' dtype would lie
+            return self.made_of.encode_prepared(prepared)
 
 
 Lent = OwnedByModel | HiddenStates | Module
@@ -184,6 +186,11 @@ class Several:
         require(len(lent) > 0, "encoder", "at least one", list(lent))
         require(len(seen) == len(set(seen)), "encoder", "one for each modality", seen)
         self.lent: Mapping[Modality, Lent] = {one.modality: one for one in lent}
+
+    @property
+    def encoder_passes(self) -> int:
+        """Sources that they encoded, for whomever."""
+        return sum(one.made_of.counters.encoder_passes for one in self.lent.values())
 
     @property
     def digests(self) -> frozenset[str]:

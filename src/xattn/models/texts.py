@@ -101,6 +101,11 @@ class TextEncoder:
         """
         return self._borrowed.digest
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self._borrowed.weight.device
+
     def weights_changed(self) -> None:
         """Take the digest again: a few numbers of a weight were changed through ``.data``."""
         self._borrowed.weights_changed()

@@ -6,12 +6,12 @@ An adapter on the decoder changes no memory and no memory's key; one on the enco
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from xattn.errors import CorruptCheckpointError, MissingExtraError, UsageError, is_whole, require
 from xattn.model import Model
@@ -127,14 +127,24 @@ def remove(model: Model, *, keep_merged: bool = False) -> None:
     model.network.weights_changed()
 
 
-def save_adapter(model: Model, directory: str | os.PathLike[str], name: str = DEFAULT) -> None:
-    """Write an adapter as peft does: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(
+    model: Model,
+    directory: str | os.PathLike[str],
+    name: str = DEFAULT,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter as peft does: adapter_config.json and adapter_model.safetensors.
+
+    ``weights`` are the network's by name, where it has not all of them itself.
+    """
     require(name in adapters(model), "name", "that of an adapter", name)
     network: Any = model.network
     config = network.peft_config[name]
+    given = dict(model.network.named_parameters()) if weights is None else weights
     held = {
-        path.replace(f".{name}.", "."): one.detach().cpu().contiguous()
-        for path, one in model.network.named_parameters()
+        path.replace(f".{name}.", "."): given[path].detach().cpu().contiguous()
+        for path, _ in model.network.named_parameters()
         if f".{name}." in path and ".lora_" in path
     }
     with replacing(Path(directory).absolute()) as new:

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from xattn.errors import require
 from xattn.inputs.tokenizers import load_tokenizer
@@ -135,21 +135,21 @@ def spec_of(part: ModelPart, scratch: Scratch, vocabulary: int) -> ModelSpec:
     return ModelSpec(family="xattn", decoder=decoder, encoder=encoder, tokens=tokens)
 
 
-def save_model(model: Model, directory: Path) -> None:
+def save_model(model: Model, directory: Path, weights: Mapping[str, Tensor]) -> None:
     """A graft or any other model, as :func:`xattn.load` reads it; whole or not at all.
 
-    Of one with adapters these are written alone, as peft writes them.
+    ``weights`` are the network's, by name. Of a model with adapters these are written alone, as
+    peft writes them.
     """
     if lora.adapters(model):
-        lora.save_adapter(model, directory)
+        lora.save_adapter(model, directory, weights=weights)
         return
     if isinstance(model.sources, Several):
-        saving.save(model, directory)
+        saving.save(model, directory, weights=weights)
         return
+    own = [name for name, _ in model.network.named_parameters()]
     with replacing(directory) as new:
-        held = {
-            name: one.detach().cpu().contiguous() for name, one in model.network.named_parameters()
-        }
+        held = {name: weights[name].detach().cpu().contiguous() for name in own}
         save_file(held, new / WEIGHTS)
         config = {
             "version": VERSION,
@@ -189,5 +189,5 @@ def _draw(network: Network, generator: torch.Generator) -> None:
                 one.zero_()
 
 
-def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator)

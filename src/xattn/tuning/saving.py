@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,8 +34,16 @@ KEPT_NAMES = ("model.bin",)  # CTranslate2's
 """Files of a checkpoint that are copied, by suffix or name."""
 
 
-def save(model: Model, directory: str | os.PathLike[str], *, copy: bool = True) -> None:
+def save(
+    model: Model,
+    directory: str | os.PathLike[str],
+    *,
+    copy: bool = True,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a graft into ``directory``, in the place of what was there.
+
+    ``weights`` are the network's by name, where it has not all of them itself.
 
     With ``copy`` the language model's checkpoint and the encoders' lie in it, and it needs nothing
     else; without, they are named by where they are now, which must be found again to load it.
@@ -61,17 +70,17 @@ def save(model: Model, directory: str | os.PathLike[str], *, copy: bool = True) 
             projectors=model.spec.projectors,
         )
         (new / CONFIG).write_text(json.dumps(as_json(config), indent=2) + "\n")
-        save_file(own_weights(model), new / WEIGHTS)
+        save_file(own_weights(model, weights), new / WEIGHTS)
 
 
-def own_weights(model: Model) -> dict[str, Tensor]:
+def own_weights(model: Model, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """What a graft has beside the language model's checkpoint: new weights, and changed ones."""
     assert model.base_path is not None
     base, placement = read_checkpoint(model.base_path, model.name), model.spec.decoder.placement
     theirs = {moved_name(name, placement): weight for name, weight in base.weights.items()}
     own: dict[str, Tensor] = {}
     for name, tensor in model.network.named_parameters():
-        held = tensor.detach()
+        held = (tensor if weights is None else weights[name]).detach()
         if name not in theirs or not _is_as_it_was(held, theirs[name].load()):
             own[name] = held.cpu().contiguous()
     return own

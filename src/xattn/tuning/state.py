@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -66,6 +67,17 @@ def gathered(module: nn.Module, optimiser: Optimizer) -> dict[str, Tensor]:
             tensors[f"{_MOMENT}{name}:{moment}"] = torch.as_tensor(value)
     # Tensors that share memory, as tied ones do, cannot be written.
     return {name: one.detach().cpu().clone() for name, one in tensors.items()}
+
+
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """All weights by their names in the network, whole, on the CPU of the first process.
+
+    All processes take part: where weights are spread over them, they are gathered.
+    """
+    held: Any = get_model_state_dict(
+        module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {name.removeprefix("network."): one for name, one in held.items()}
 
 
 def save_state(directory: Path, progress: Progress, tensors: dict[str, Tensor]) -> None:

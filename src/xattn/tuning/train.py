@@ -36,6 +36,7 @@ from xattn.tuning.state import (
     load_state,
     read_progress,
     save_state,
+    whole_weights,
 )
 from xattn.tuning.teacher import Teacher, choose, optimiser, rate_at
 
@@ -315,9 +316,7 @@ class _Run:
         return bool(self.progress.ended)
 
     def _count_passes(self) -> None:
-        lent = getattr(self.model.sources, "lent", {}).values()
-        now = sum(one.made_of.counters.encoder_passes for one in lent)
-        now += self.model.counters.encoder_passes
+        now = self.model.counters.encoder_passes
         self.progress.encoder_passes = self.passes_before + now
 
     def _rate(self) -> float:
@@ -406,8 +405,12 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _keep_model(self, name: str) -> None:
+        alone = self.accelerator.num_processes == 1
+        weights: dict[str, torch.Tensor] = dict(self.model.network.named_parameters())
+        if not alone:
+            weights = whole_weights(self._bare)
         if self.accelerator.is_main_process:
-            save_model(self.model, self.directory / name)
+            save_model(self.model, self.directory / name, weights)
         self.accelerator.wait_for_everyone()
 
     def _track(self, values: dict[str, float], validated: float | None) -> None:

@@ -1,10 +1,10 @@
 """How a model reads passages: three ways behind one interface.
 
-======================  ==========================================================================
-:class:`FusionReader`   an encoder-decoder reads each passage alone, and attends to all
+======================  ===========================================================================
+:class:`FusionReader`   an encoder-decoder, or a graft, reads each passage alone, and attends to all
 :class:`ParallelReader` a language model reads each passage alone behind a prefix that all share
 :class:`PlainReader`    a language model reads prefix, passages and question as one prompt
-======================  ==========================================================================
+======================  ===========================================================================
 """
 
 from xattn.library.readers.base import Asked, Place, Reader, Search
@@ -25,5 +25,7 @@ __all__ = [
 
 
 def reader_for(model: Model) -> Reader:
-    """The reader that suits a model: fusion for an encoder-decoder, else parallel memories."""
-    return ParallelReader(model) if model.spec.encoder is None else FusionReader(model)
+    """The reader that suits a model: fusion for one that cross-attends, else parallel memories."""
+    if model.spec.decoder.cross_attention is None:
+        return ParallelReader(model)
+    return FusionReader(model)

@@ -1,7 +1,8 @@
-"""Fusion-in-Decoder: an encoder-decoder reads each passage alone, and its decoder attends to all.
+"""Fusion-in-Decoder: each passage is encoded alone, and cross-attention reads all.
 
 Izacard and Grave 2021 (arXiv 2007.01282). The memories are never concatenated: attention over each
-is merged, so their order does not matter.
+is merged, so their order does not matter. A language model that cross-attention was grafted onto
+reads as an encoder-decoder does.
 """
 
 from collections.abc import Sequence
@@ -35,9 +36,15 @@ class FusionReader:
     def __init__(
         self, model: Model, wording: Wording = WORDING, *, asking: Asking = "decoder"
     ) -> None:
-        reads_text = model.spec.encoder is not None and model.spec.encoder.modality == "text"
-        require(reads_text, "model", "an encoder-decoder of text for this reader", model)
+        encoder, crosses = model.spec.encoder, model.spec.decoder.cross_attention is not None
+        modalities = {one.modality for one in model.spec.lent}
+        modalities |= set() if encoder is None else {encoder.modality}
+        reads_text = crosses and "text" in modalities
+        require(reads_text, "model", "one that cross-attends to text for this reader", model)
         require(asking in ASKING, "asking", f"one of {', '.join(ASKING)}", asking)
+        self._is_graft = encoder is None
+        bound = "'decoder' for a graft, whose answer begins after the question"
+        require(asking == "decoder" or not self._is_graft, "asking", bound, asking)
         self.model, self.wording, self.asking = model, wording, asking
 
     def sources(self, passages: Sequence[Passage]) -> list[Prepared]:
@@ -51,18 +58,18 @@ class FusionReader:
         written = [self.wording.of_passage(passage) for passage in passages]
         words, tokenizer = self.wording.of_question(question), self.model.tokenizer
         if self.asking == "encoder":
-            before = f"{words} "
-            memories = self.model.encode_batch([before + one.text for one in written])
-            starts = [len(before) + one.start for one in written]
+            memories = self.model.encode_batch([f"{words} {one.text}" for one in written])
+            starts = [len(words) + 1 + one.start for one in written]
         else:
             memories = self.model.remembered(self.sources(passages))
             starts = [one.start for one in written]
         if self.asking == "memory":
             memories = [*memories, self.model.encode(words)]
         asked = self.asking == "decoder"
+        before = tokenizer.encode(words) if self._is_graft else tokenizer.encode_plain(words)
         return Asked(
             memories=tuple(memories),
-            prompt=tuple(tokenizer.encode_plain(words).ids) if asked else None,
+            prompt=tuple(before.ids) if asked else None,
             parallel=None,
             places=tuple(Place(memory=j, start=start) for j, start in enumerate(starts)),
         )
