@@ -55,6 +55,8 @@ def draw_probe(found: Probe, path: Path) -> None:
     axes.set_xticks(counts)
     if found.metric == "wer":
         axes.set_yscale("symlog", linthresh=10)
+        axes.set_ylim(0, 300)
+    axes.margins(x=0.12)
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     write(drawing, path)
