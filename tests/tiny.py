@@ -172,6 +172,24 @@ def _widen(model: torch.nn.Module) -> None:
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
+def memory_heavy(directory: Path) -> str:
+    """Few layers to encode, many to decode, and a small vocabulary: memories are most of it."""
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=512,
+        d_model=256,
+        d_kv=64,
+        num_heads=8,
+        d_ff=512,
+        num_layers=1,
+        num_decoder_layers=12,
+        decoder_start_token_id=0,
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(directory)
+    return str(directory)
+
+
 def hf_memory_inputs(
     name: str, sources: int, length: int, *, seed: int = 3
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], dict[str, torch.Tensor]]]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import transformers
+from tiny import memory_heavy
 
 from xattn.cli import main
 from xattn.profiling.report import PHASES
@@ -91,27 +91,11 @@ def test_a_decoder_only_model_is_drawn_as_far_as_it_reads(tmp_path):
         assert (pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def wide_t5(directory):
-    """Few layers to encode, many to decode, and a small vocabulary: memories are most of it."""
-    config = transformers.T5Config(
-        vocab_size=512,
-        d_model=256,
-        d_kv=64,
-        num_heads=8,
-        d_ff=512,
-        num_layers=1,
-        num_decoder_layers=12,
-        decoder_start_token_id=0,
-    )
-    transformers.T5ForConditionalGeneration(config).save_pretrained(directory)
-    return str(directory)
-
-
 def test_peak_memory_is_foretold_where_inputs_are_most_of_it(tmp_path):
     """Beyond Python and torch themselves, so that an error of the ledger shows."""
     sources = [argument for n in range(12) for argument in ("--tokens", f"{1000 + n}")]
     found = profiled(
-        *(wide_t5(tmp_path), *sources, "--beams", "4", "--max-new-tokens", "8"),
+        *(memory_heavy(tmp_path), *sources, "--beams", "4", "--max-new-tokens", "8"),
         *("--rounds", "1", "--lengths", "", "--requests", "", "--threads", "2"),
     )
     base = found["base_bytes"]

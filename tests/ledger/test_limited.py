@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import transformers
+from tiny import memory_heavy
 
 CODE = """
 import json, resource, sys
@@ -43,17 +43,7 @@ print(json.dumps({"fits": said.batch, "lengths": lengths, "refusal": refusal}))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts anonymous pages on Linux")
 def test_the_largest_batch_runs_within_its_bytes_and_a_larger_one_is_refused(tmp_path):
-    config = transformers.T5Config(
-        vocab_size=512,
-        d_model=256,
-        d_kv=64,
-        num_heads=8,
-        d_ff=512,
-        num_layers=1,
-        num_decoder_layers=12,
-        decoder_start_token_id=0,
-    )
-    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    memory_heavy(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CODE, str(tmp_path), str(384 << 20)],
         capture_output=True,

@@ -4,6 +4,7 @@ A memory is named by the encoder that made it, whoever reads it: one that anothe
 same encoder left in a store is found there.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,45 @@ class OwnedByModel:
         self.makes: MakesMemories = Sources(network, tokenizer)
 
 
-class HiddenStates:
+class _Uncut(ABC):
+    """Makes memories itself, of sources that are not cut: what is too long is refused."""
+
+    @property
+    def makes(self) -> MakesMemories:
+        """Itself."""
+        return self
+
+    @property
+    @abstractmethod
+    def digests(self) -> frozenset[str]: ...
+
+    @abstractmethod
+    def prepare(
+        self,
+        sources: Sequence[Any],
+        *,
+        language: str | None,
+        sample_rate: int | None,
+        behind: Memory | None = None,
+    ) -> list[Prepared]: ...
+
+    @abstractmethod
+    def encode(self, prepared: Sequence[Prepared]) -> list[Memory]: ...
+
+    def prepare_long(
+        self,
+        source: Any,
+        *,
+        max_positions: int | None,
+        language: str | None,
+        sample_rate: int | None,
+    ) -> list[Prepared]:
+        """One piece."""
+        require(max_positions is None, "max_positions", "left out: it is not cut", max_positions)
+        return self.prepare([source], language=language, sample_rate=sample_rate)
+
+
+class HiddenStates(_Uncut):
     """The states of a decoder-only model after its last layer (XC-Cache, Monteiro et al. 2024).
 
     ``network`` is the model as it is without cross-attention.
@@ -67,11 +106,6 @@ class HiddenStates:
         """Let the states be those of ``network``."""
         self.made_of = network
         self._sources = Sources(network, self._tokenizer)
-
-    @property
-    def makes(self) -> MakesMemories:
-        """Itself."""
-        return self
 
     @property
     def digests(self) -> frozenset[str]:
@@ -91,18 +125,6 @@ class HiddenStates:
         found = self._sources.prepare(sources, language=language, sample_rate=sample_rate)
         return [_as_states(item) for item in found]
 
-    def prepare_long(
-        self,
-        source: Any,
-        *,
-        max_positions: int | None,
-        language: str | None,
-        sample_rate: int | None,
-    ) -> list[Prepared]:
-        """One piece: the model reads what its positions allow."""
-        require(max_positions is None, "max_positions", "left out: it is not cut", max_positions)
-        return self.prepare([source], language=language, sample_rate=sample_rate)
-
     def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """One pass of the decoder for each."""
         made = []
@@ -113,18 +135,13 @@ class HiddenStates:
         return made
 
 
-class Module:
+class Module(_Uncut):
     """A module of transformers."""
 
     def __init__(self, encoder: PictureEncoder | TextEncoder) -> None:
         self.modality: Modality = "image" if isinstance(encoder, PictureEncoder) else "text"
         self.width = encoder.width
         self.made_of: PictureEncoder | TextEncoder = encoder
-
-    @property
-    def makes(self) -> MakesMemories:
-        """Itself."""
-        return self
 
     @property
     def digests(self) -> frozenset[str]:
@@ -144,18 +161,6 @@ class Module:
             require(value is None, name, "left out for this encoder", value)
         require(behind is None, "behind", "left out for encoders", behind)
         return self.made_of.prepare_batch(sources)
-
-    def prepare_long(
-        self,
-        source: Any,
-        *,
-        max_positions: int | None,
-        language: str | None,
-        sample_rate: int | None,
-    ) -> list[Prepared]:
-        """One piece."""
-        require(max_positions is None, "max_positions", "left out: it is not cut", max_positions)
-        return self.prepare([source], language=language, sample_rate=sample_rate)
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """One memory for each."""

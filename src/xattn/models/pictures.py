@@ -20,7 +20,6 @@ from xattn.inputs.image import Picture, read_image
 from xattn.memory import Hash, Memory, MemoryKey, SpanTable, digest_of
 from xattn.models.borrowed import Borrowed, as_json, class_of
 from xattn.models.encode import Prepared
-from xattn.models.network import Counters
 
 PREPROCESSING = "image/1"
 BATCH = 32
@@ -35,7 +34,7 @@ class _Grid(NamedTuple):
     leading: int
 
 
-class PictureEncoder:
+class PictureEncoder(Borrowed):
     """A vision model of transformers, and its image processor, as an encoder of memories.
 
     ``module`` is one whose ``forward(pixel_values=…)`` gives a ``last_hidden_state`` ``[N, S, D]``
@@ -56,9 +55,8 @@ class PictureEncoder:
         patch_size = getattr(getattr(module, "config", None), "patch_size", None)
         require(patch_size is not None, "module", bound, type(module).__name__)
         require(callable(processor), "processor", "an image processor", type(processor).__name__)
-        self.module, self.processor = module, processor
-        self.counters = Counters()
-        self._borrowed = Borrowed(module, hash)
+        super().__init__(module, hash)
+        self.processor = processor
         self._grids: dict[tuple[int, ...], _Grid] = {}
 
     def __repr__(self) -> str:
@@ -91,28 +89,6 @@ class PictureEncoder:
         return int(config.hidden_size)
 
     @property
-    def hash(self) -> Hash:
-        """What digests are taken with."""
-        return self._borrowed.hash
-
-    @property
-    def encoder_digest(self) -> str:
-        """Digest over the module's class, config, weights and buffers; taken again as they change.
-
-        See :attr:`xattn.models.network.Network.encoder_digest`.
-        """
-        return self._borrowed.digest
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self._borrowed.weight.device
-
-    def weights_changed(self) -> None:
-        """Take the digest again: a few numbers of a weight were changed through ``.data``."""
-        self._borrowed.weights_changed()
-
-    @property
     def preprocessing(self) -> str:
         """Name, version and digest of what makes pixel values: the processor and its settings."""
         # What a processor computes may change with its library's first number.
@@ -120,21 +96,12 @@ class PictureEncoder:
         settings = as_json(self.processor.to_dict())
         return f"{PREPROCESSING} {digest_of(about.encode(), settings.encode(), hash=self.hash)}"
 
-    def encode(self, source: Any) -> Memory:
-        """A picture as a memory, by one encoder pass.
-
-        ``source`` is a path, the bytes of a file, a Pillow image, an array ``[Y, X(, C)]`` of
-        uint8, or a :class:`~xattn.inputs.image.Picture`. Transparency is dropped and grey is read
-        as RGB, as transformers does. Raises as :func:`~xattn.inputs.image.read_image`.
-        """
-        return self.encode_prepared([self.prepare(source)])[0]
-
-    def prepare(self, source: Any) -> Prepared:
-        """``source`` with its key, and not encoded."""
-        return self.prepare_batch([source])[0]
-
     def prepare_batch(self, sources: Sequence[Any]) -> list[Prepared]:
         """The sources with their keys, in the order given.
+
+        A source is a path, the bytes of a file, a Pillow image, an array ``[Y, X(, C)]`` of
+        uint8, or a :class:`~xattn.inputs.image.Picture`. Transparency is dropped and grey is read
+        as RGB, as transformers does. Raises as :func:`~xattn.inputs.image.read_image`.
 
         Spans are in ``"patches"``, counted row by row from 0: the position of patch n has
         ``[n, n + 1)``. Positions before the first patch, which stand for the whole picture (class
@@ -159,7 +126,7 @@ class PictureEncoder:
                 modality="image",
                 preprocessing=preprocessing,
                 encoder=encoder,
-                dtype=self._borrowed.dtype,
+                dtype=self.dtype,
                 hash=self.hash,
             ),
             inputs=pixels_CYX,
@@ -174,7 +141,7 @@ class PictureEncoder:
         Raises :class:`UsageError` while the module is in training mode, where dropout would make
         every memory another.
         """
-        self._borrowed.require_evaluating()
+        self._require_evaluating()
         sizes: dict[tuple[int, ...], list[int]] = {}
         for n, item in enumerate(prepared):
             sizes.setdefault(tuple(_pixels(item).shape), []).append(n)
@@ -189,7 +156,7 @@ class PictureEncoder:
     @torch.no_grad()
     def _states(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Pixel values ``[C, Y, X]`` of one shape -> states ``[S, D]`` each, in one pass."""
-        pixels_NCYX = torch.stack(list(pixels)).to(self._borrowed.weight)
+        pixels_NCYX = torch.stack(list(pixels)).to(self.weight)
         states_NSD = self.module(pixel_values=pixels_NCYX).last_hidden_state
         self.counters.encoder_passes += len(pixels)
         # Each its own storage: a memory that is kept must not keep its whole batch.
@@ -224,7 +191,7 @@ class PictureEncoder:
         """From the shape of the states, for which the module runs without numbers."""
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         blank = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-        pixels = torch.empty(1, *shape, device="meta", dtype=self._borrowed.weight.dtype)
+        pixels = torch.empty(1, *shape, device="meta", dtype=self.weight.dtype)
         try:
             made = functional_call(self.module, blank, kwargs={"pixel_values": pixels})
             states = tuple(made.last_hidden_state.shape)

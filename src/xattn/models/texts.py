@@ -19,7 +19,6 @@ from xattn.inputs.text import canonical_text
 from xattn.memory import Hash, Memory, MemoryKey, SpanTable, digest_of
 from xattn.models.borrowed import Borrowed
 from xattn.models.encode import Prepared, label_of, text_of
-from xattn.models.network import Counters
 from xattn.models.weights import refuse_pickles
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ TOGETHER = 4096
 """Positions that go through the module in one pass, unless one text alone has more."""
 
 
-class TextEncoder:
+class TextEncoder(Borrowed):
     """A text model of transformers and its tokenizer, as an encoder of memories.
 
     ``module`` is one whose ``forward(input_ids=…)`` gives a ``last_hidden_state`` ``[N, S, D]``:
@@ -50,13 +49,12 @@ class TextEncoder:
         width = getattr(config, "hidden_size", None)
         bound = "a text model with a config that says its hidden_size"
         require(isinstance(width, int), "module", bound, type(module).__name__)
-        self.module, self.tokenizer, self.width = module, tokenizer, int(width or 0)
+        super().__init__(module, hash)
+        self.tokenizer, self.width = tokenizer, int(width or 0)
         self.most: int | None = getattr(config, "max_position_embeddings", None)
         """Tokens that a text may have, those around it among them."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.counters = Counters()
-        self._borrowed = Borrowed(module, hash)
         self._tokens = digest_of(tokenizer.to_str().encode(), hash=hash)
 
     @classmethod
@@ -93,31 +91,6 @@ class TextEncoder:
     def __repr__(self) -> str:
         return f"TextEncoder({type(self.module).__name__}, width {self.width})"
 
-    @property
-    def encoder_digest(self) -> str:
-        """Digest over the module's class, config, weights and buffers; taken again as they change.
-
-        See :attr:`xattn.models.network.Network.encoder_digest`.
-        """
-        return self._borrowed.digest
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self._borrowed.weight.device
-
-    def weights_changed(self) -> None:
-        """Take the digest again: a few numbers of a weight were changed through ``.data``."""
-        self._borrowed.weights_changed()
-
-    def encode(self, source: Any) -> Memory:
-        """A text, or the path of one, as a memory, by one encoder pass."""
-        return self.encode_prepared([self.prepare(source)])[0]
-
-    def prepare(self, source: Any) -> Prepared:
-        """``source`` with its key, and not encoded."""
-        return self.prepare_batch([source])[0]
-
     def prepare_batch(self, sources: Sequence[Any]) -> list[Prepared]:
         """The sources with their keys, in the order given; spans count characters.
 
@@ -135,15 +108,14 @@ class TextEncoder:
                 f"the source {label_of(text)!r} has {len(made.ids)} tokens, but this encoder has "
                 f"{self.most} positions; shorten or split it."
             )
-        hash = self._borrowed.hash
         return Prepared(
             key=MemoryKey(
-                source=digest_of(text.encode(), hash=hash),
+                source=digest_of(text.encode(), hash=self.hash),
                 modality="text",
                 preprocessing=f"{PREPROCESSING} {self._tokens}",
                 encoder=encoder,
-                dtype=self._borrowed.dtype,
-                hash=hash,
+                dtype=self.dtype,
+                hash=self.hash,
             ),
             inputs=list(made.ids),
             spans=SpanTable(torch.tensor(made.offsets).reshape(-1, 2), "characters"),
@@ -156,7 +128,7 @@ class TextEncoder:
         Raises :class:`UsageError` while the module is in training mode, where dropout would make
         every memory another.
         """
-        self._borrowed.require_evaluating()
+        self._require_evaluating()
         rows = [item.inputs if isinstance(item.inputs, list) else [] for item in prepared]
         memories: dict[int, Memory] = {}
         for some in _alike(rows):
@@ -167,7 +139,7 @@ class TextEncoder:
     @torch.no_grad()
     def _states(self, rows: Sequence[list[int]]) -> list[Tensor]:
         """Ids of one length -> states ``[S, D]`` each, in one pass."""
-        ids_NS = torch.tensor(rows, device=self._borrowed.weight.device)
+        ids_NS = torch.tensor(rows, device=self.weight.device)
         made = self.module(input_ids=ids_NS, attention_mask=torch.ones_like(ids_NS))
         self.counters.encoder_passes += len(rows)
         # Each its own storage: a memory that is kept must not keep its whole batch.

@@ -133,7 +133,7 @@ class Preferences:
         """Pairs."""
         return len(items)
 
-    def loss(self, teacher: Teacher, items: Sequence[Pair], remember: Remember) -> Lost[Pair]:
+    def loss(self, teacher: Teacher, items: Sequence[Pair], remember: Remember) -> Lost:
         """The sum over pairs; ``kl`` is how far the policy is from the reference on what it reads.
 
         That is a mean over the tokens of both answers of the difference in log-probability.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ Remember = Callable[[Batch], list[list[Memory]]]
 """The memories of a batch."""
 
 
-class Lost(Generic[T]):
+class Lost:
     """A loss that is still a sum, and what else was seen on the way, as sums too."""
 
     def __init__(self, loss: Tensor, seen: Mapping[str, Tensor] | None = None) -> None:
@@ -48,7 +48,7 @@ class Objective(Protocol[T]):
     def weight(self, items: Sequence[T]) -> int:
         """How many losses the loss of these is a sum of."""
 
-    def loss(self, teacher: Teacher, items: Sequence[T], remember: Remember) -> Lost[T]:
+    def loss(self, teacher: Teacher, items: Sequence[T], remember: Remember) -> Lost:
         """That sum. ``teacher`` may be wrapped, and is called for all that has gradients."""
 
 
@@ -78,7 +78,7 @@ class Continuations:
         """Tokens that are learnt."""
         return sum(item.learnt for item in items)
 
-    def loss(self, teacher: Teacher, items: Sequence[Item], remember: Remember) -> Lost[Item]:
+    def loss(self, teacher: Teacher, items: Sequence[Item], remember: Remember) -> Lost:
         """The sum over these tokens."""
         batch = Batch(items=tuple(items))
         return Lost(teacher(remember(batch), batch.tokens_RT, batch.targets_RT))

@@ -349,14 +349,14 @@ class _Run:
         found, *seen = (self.accelerator.reduce(sums, "sum") / total).tolist()
         return float(found), dict(zip(self.objective.sees, seen, strict=True))
 
-    def _lost(self, teacher: Teacher, some: Some) -> Lost[Any]:
+    def _lost(self, teacher: Teacher, some: Some) -> Lost:
         with self._precision():
             return self.objective.loss(teacher, some, self._remember)
 
     def _remember(self, batch: Batch) -> list[list[Memory]]:
         return memories_of(self.model, batch, frozen=self.frozen)
 
-    def _sums(self, lost: Lost[Any]) -> torch.Tensor:
+    def _sums(self, lost: Lost) -> torch.Tensor:
         parts = [lost.loss.detach(), *(lost.seen[name] for name in self.objective.sees)]
         return torch.stack(parts).float().to(self.accelerator.device)
 
