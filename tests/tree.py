@@ -73,6 +73,7 @@ class TreeNetwork:
         form: str = "materialized",
         most: int | None = None,
         parallel: Sequence[Parallel] | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> TreeState:
         return TreeState(["+".join(m.label for m in memories) for memories in attended])
 
