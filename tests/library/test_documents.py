@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import zipfile
+from pathlib import Path
 
 import docx
 import pyarrow
@@ -538,6 +539,11 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, error, says):
     with pytest.raises(error, match=says) as raised:
         list(read_document(path).sections())
     assert repr(str(path)) in str(raised.value)
+    assert path not in open_files()
+
+
+def open_files() -> set[Path]:
+    return {place.resolve() for place in Path("/proc/self/fd").iterdir() if place.exists()}
 
 
 def test_files_that_are_none(tmp_path):

@@ -104,9 +104,12 @@ print(peak() - before, sum(tensor.nbytes for tensor in weights))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
-@pytest.mark.parametrize(("quantize", "times"), [("", 1.3), ("int8", 2.2)])
+@pytest.mark.parametrize(("quantize", "times"), [("", 1.1), ("int8", 2.2)])
 def test_loading_takes_little_more_than_the_weights(tmp_path, quantize, times):
-    """Weights and the largest of the file's; int8 ones twice, while they are put together."""
+    """Weights and the largest of the file's; int8 ones twice, while they are put together.
+
+    The file has four bytes a weight: taking it whole on the way to int8 would be five times them.
+    """
     config = transformers.T5Config(
         d_model=512,
         d_ff=2048,
@@ -115,6 +118,7 @@ def test_loading_takes_little_more_than_the_weights(tmp_path, quantize, times):
         vocab_size=16_000,
         decoder_start_token_id=0,
     )
+    largest = 4 * config.vocab_size * config.d_model
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOADING, str(tmp_path), quantize],
@@ -124,4 +128,4 @@ def test_loading_takes_little_more_than_the_weights(tmp_path, quantize, times):
     )
     assert done.returncode == 0, done.stderr
     grown, weights = map(int, done.stdout.split())
-    assert grown < times * weights + 40e6
+    assert grown < times * weights + largest + 40e6

@@ -5,8 +5,8 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -120,15 +120,15 @@ def open_text(path: Path, encoding: str | None = None) -> io.TextIOWrapper:
     return path.open(encoding=found or encoding or "utf-8", newline="")
 
 
-def blocks_of(path: Path) -> Iterator[str]:
-    """The text of a file, some of it at a time."""
+def blocks_of(path: Path) -> Generator[str]:
+    """The text of a file, some of it at a time; close it where it is left before its end."""
     with open_text(path) as file:
         while block := file.read(BLOCK_CHARACTERS):
             _refuse_binary(path, block)
             yield block
 
 
-def lines_of(path: Path, most: int = LINE_CHARACTERS) -> Iterator[str]:
+def lines_of(path: Path, most: int = LINE_CHARACTERS) -> Generator[str]:
     """The lines of a file with their ends; one of more than ``most`` characters is several."""
     with open_text(path) as file:
         while line := file.readline(most):
@@ -136,18 +136,19 @@ def lines_of(path: Path, most: int = LINE_CHARACTERS) -> Iterator[str]:
             yield line
 
 
-def records_of(path: Path) -> Iterator[str]:
-    """The lines of a file, each of them whole.
+def records_of(path: Path) -> Generator[str]:
+    """The lines of a file, each of them whole; close it where it is left before its end.
 
     Raises :class:`InvalidSourceError` where one has more than :data:`LINE_CHARACTERS`.
     """
-    for number, line in enumerate(lines_of(path), start=1):
-        if len(line) == LINE_CHARACTERS and not line.endswith(("\n", "\r")):
-            raise InvalidSourceError(
-                f"{str(path)!r}: line {number} has {LINE_CHARACTERS} characters or more, which is "
-                "no record; if the file is plain text, name it .txt."
-            )
-        yield line
+    with closing(lines_of(path)) as lines:
+        for number, line in enumerate(lines, start=1):
+            if len(line) == LINE_CHARACTERS and not line.endswith(("\n", "\r")):
+                raise InvalidSourceError(
+                    f"{str(path)!r}: line {number} has {LINE_CHARACTERS} characters or more, which "
+                    "is no record; if the file is plain text, name it .txt."
+                )
+            yield line
 
 
 def whole_text(path: Path, encoding: str | None = None) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import date, time
 from decimal import Decimal
 from itertools import chain, groupby, islice
@@ -40,15 +41,27 @@ def read_jsonl(path: Path) -> Content:
 def read_parquet(path: Path) -> Content:
     """A Parquet file. Raises :class:`MissingExtraError` and :class:`UnreadableSourceError`."""
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise MissingExtraError("pyarrow", "library", f"reading {path.name!r} (Parquet)") from error
-    with parsing(path), parquet.ParquetFile(path) as file:
+
+    @contextmanager
+    def opened(**options: Any) -> Iterator[parquet.ParquetFile]:
+        # Given a path, it would leave a damaged file open.
+        with (
+            parsing(path),
+            pyarrow.OSFile(str(path)) as handle,
+            parquet.ParquetFile(handle, **options) as file,
+        ):
+            yield file
+
+    with opened() as file:
         names = tuple(file.schema_arrow.names)
 
     def rows() -> Iterator[Row]:
         # Without read-ahead, which would keep whole row groups.
-        with parsing(path), parquet.ParquetFile(path, pre_buffer=False) as file:
+        with opened(pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=BLOCK_ROWS) if names else ():
                 columns = [column.to_pylist() for column in batch.columns]
                 for cells in zip(*columns, strict=True):
@@ -67,35 +80,37 @@ def _sections(rows: Iterator[Row]) -> Iterator[Section]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-    lines = csv.reader(records_of(path), delimiter=delimiter, strict=True)
-    rows = filter(None, lines)
-    try:
-        header = tuple(next(rows, ()))
-        for row in rows:
-            if len(row) != len(header):
-                raise InvalidSourceError(
-                    f"{str(path)!r}: the row that ends in line {lines.line_num} has {len(row)} "
-                    f"cells, but the header has {len(header)}; correct it."
-                )
-            yield header, tuple(row)
-    except csv.Error as error:
-        raise unreadable(
-            path, f"is badly quoted near line {lines.line_num}: {error}. Correct it"
-        ) from error
+    with closing(records_of(path)) as records:
+        lines = csv.reader(records, delimiter=delimiter, strict=True)
+        rows = filter(None, lines)
+        try:
+            header = tuple(next(rows, ()))
+            for row in rows:
+                if len(row) != len(header):
+                    raise InvalidSourceError(
+                        f"{str(path)!r}: the row that ends in line {lines.line_num} has "
+                        f"{len(row)} cells, but the header has {len(header)}; correct it."
+                    )
+                yield header, tuple(row)
+        except csv.Error as error:
+            raise unreadable(
+                path, f"is badly quoted near line {lines.line_num}: {error}. Correct it"
+            ) from error
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    records = _json_records(path)
-    first = list(islice(records, _NAMING_ROWS))
-    names = dict.fromkeys(name for record in first for name in record)
-    for record in chain(first, records):
-        names.update(dict.fromkeys(record))
-        if names:
-            yield tuple(names), tuple(_cell(record.get(name)) for name in names)
+    with closing(records_of(path)) as lines:
+        records = _json_records(path, lines)
+        first = list(islice(records, _NAMING_ROWS))
+        names = dict.fromkeys(name for record in first for name in record)
+        for record in chain(first, records):
+            names.update(dict.fromkeys(record))
+            if names:
+                yield tuple(names), tuple(_cell(record.get(name)) for name in names)
 
 
-def _json_records(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(records_of(path), start=1):
+def _json_records(path: Path, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
