@@ -58,7 +58,11 @@ def _run(recipe: str, threads: int | None, *, json: bool, preference: bool) -> N
 
 
 def _lines(outcome: "Outcome") -> list[str]:
-    validated = "" if outcome.best_loss is None else f", validation {outcome.best_loss:.4f}"
+    validated = (
+        ""
+        if outcome.best_loss is None
+        else f", validation {outcome.best_loss:.4f} after update {outcome.best_step}"
+    )
     rate = outcome.tokens / max(outcome.seconds, 1e-9)
     return [
         f"ended     {outcome.ended}, after {outcome.steps} updates",

@@ -45,6 +45,7 @@ class Progress:
     """Batches of this epoch that were used."""
     best_loss: float | None = None
     best_step: int = 0
+    """Updates done when the loss of validation was that."""
     without_gain: int = 0
     """Evaluations since the best."""
     seconds: float = 0.0

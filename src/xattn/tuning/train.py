@@ -65,6 +65,8 @@ class Outcome:
     """Of training, in the last update."""
     best_loss: float | None
     """Of validation."""
+    best_step: int
+    """The update after which the loss of validation was that; 0 where there is none."""
     seconds: float
     tokens: int
     """That were learnt."""
@@ -429,6 +431,7 @@ class _Run:
             steps=self.progress.step,
             loss=last,
             best_loss=self.progress.best_loss,
+            best_step=self.progress.best_step,
             seconds=self.progress.seconds,
             tokens=self.progress.tokens,
             encoder_passes=self.progress.encoder_passes,
