@@ -1,20 +1,23 @@
-"""What int8 loses: weights, memories and both, on real speech and real words.
+"""What narrow weights and memories lose, and gain, on real speech, words and text.
 
     python benchmarks/quantised.py [--limit 200]
 
 Whisper tiny.en on telephone prompts (Debian: apt install asterisk-core-sounds-en-wav
 asterisk-core-sounds-en), greedily: word error rates, answers that equal float32's, and how often
 the likeliest next token is float32's when all are fed what float32 says. CTranslate2 in int8 hears
-the same. The grapheme-to-phoneme BART on words of its dictionary, in the same way.
+the same. The grapheme-to-phoneme BART on words of its dictionary, in the same way. SmolLM2 from its
+GGUF file: milliseconds a token for each kind of weights, in turns.
 
 Writes a JSON record and a Markdown page to benchmarks/results/MACHINE-DATE/.
 """
 
 import argparse
 import json
+import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from xattn.spec import FORMS, Form, is_absorbed
 
 PACKAGES = ("torch", "ctranslate2", "transformers", "jiwer")
 NEW_TOKENS = 224
+PROMPT = "Cross-attention lets one sequence read another. In a translation model,"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,11 @@ class Heard:
     memory_bytes: int = 0
 
 
-WAYS = [Way(weights, form) for weights in ("float32", "int8") for form in FORMS]
+WAYS = [
+    *(Way(weights, form) for weights in ("float32", "int8") for form in FORMS),
+    Way("int4", "materialized"),
+]
+ROUNDS, SPOKEN = 9, 64
 
 
 def main() -> None:
@@ -64,6 +72,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": record(arguments.threads, packages=PACKAGES)}
     found["whisper"] = whisper(arguments.limit, arguments.threads)
     found["g2p"] = g2p(arguments.limit)
+    found["smollm2"] = speed("smollm2-135m-instruct")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "quantised.json").write_text(json.dumps(found, indent=2) + "\n")
     text = page(found)
@@ -102,6 +111,42 @@ def g2p(limit: int) -> dict[str, Any]:
     words = words[:: len(words) // limit][:limit]
     heard = in_every_way("g2p-en", words, WAYS)
     return {"words": len(words), "ways": compare(heard)}
+
+
+def speed(name: str) -> dict[str, Any]:
+    """Milliseconds from one token to the next, and how long answers stay what float32 says."""
+    kinds: dict[str, str | None] = {"float32": None, "int8": "int8", "int4": "int4"}
+    models = {kind: xattn.load(name, offline=True, quantize=q) for kind, q in kinds.items()}
+    took: dict[str, list[float]] = {kind: [] for kind in kinds}
+    said: dict[str, tuple[int, ...]] = {}
+    for number in range(ROUNDS + 1):
+        for kind, model in models.items():
+            ends = []
+            for _ in model.stream(prompt=PROMPT, max_new_tokens=SPOKEN, min_new_tokens=SPOKEN):
+                ends.append(time.perf_counter())
+            if number:  # the first is not counted
+                took[kind].append(1e3 * (ends[-1] - ends[0]) / (len(ends) - 1))
+            else:
+                said[kind] = model.generate(prompt=PROMPT, max_new_tokens=SPOKEN).tokens
+    return {
+        kind: {
+            "ms_per_token": round(median(took[kind]), 3),
+            "weight_bytes": sum(t.nbytes for t in weights_of(models[kind])),
+            "tokens_before_another": agreed(said["float32"], said[kind]),
+        }
+        for kind in kinds
+    }
+
+
+def weights_of(model: xattn.Model) -> set[torch.Tensor]:
+    return {*model.network.parameters(), *model.network.buffers()}
+
+
+def agreed(one: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """How far they are the same."""
+    pairs = zip(one, other, strict=False)
+    same = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return f"{same} of {len(one)}"
 
 
 def in_every_way(name: str, sources: list[Any], ways: list[Way]) -> dict[str, Heard]:
@@ -194,7 +239,12 @@ def ctranslate2_texts(files: list[Path], threads: int) -> dict[str, list[str]]:
 
 def page(found: dict[str, Any]) -> str:
     machine = found["machine"]
-    lines = ["# What int8 loses", "", ", ".join(f"{k} {v}" for k, v in machine.items()), ""]
+    lines = [
+        "# What narrow weights and memories lose, and gain",
+        "",
+        ", ".join(f"{k} {v}" for k, v in machine.items()),
+        "",
+    ]
     speech = found["whisper"]
     lines += [
         f"Whisper tiny.en, {speech['recordings']} recordings, greedy. "
@@ -207,6 +257,16 @@ def page(found: dict[str, Any]) -> str:
         f"Grapheme to phoneme, {found['g2p']['words']} words, greedy.",
         "",
         *table(found["g2p"]["ways"]),
+        "",
+        f"SmolLM2-135M from a GGUF file in Q4_1, {SPOKEN} tokens after a prompt, one request.",
+        "",
+        "| weights | ms a token | bytes of weights | tokens before another than float32's |",
+        "|---|---|---|---|",
+        *(
+            f"| {kind} | {one['ms_per_token']:.2f} | {one['weight_bytes']:,} "
+            f"| {one['tokens_before_another']} |"
+            for kind, one in found["smollm2"].items()
+        ),
         "",
         "Token agreement: the likeliest next token is float32's, all fed what float32 says.",
     ]

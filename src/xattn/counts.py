@@ -32,9 +32,13 @@ Role = Literal["stem", "self", "cross", "memory", "feed-forward", "down", "table
 the last matrix of a feed-forward; ``table`` an embedding, which is looked up; ``head`` the
 vocabulary's product; ``output`` whatever comes after an encoder's layers."""
 
-PANEL, QUAD = 16, 4
-"""Outputs and inputs of int8 matrices are filled up to multiples of these."""
+PANEL, QUAD, GROUP = 16, 4, 32
+"""Outputs of narrow matrices, inputs of int8 ones, and of int4 ones: multiples of these."""
 INT32_BYTES = FLOAT_BYTES = 4
+GROUP_BYTES = PANEL * (GROUP // 2 + 2 * 2)
+"""Of a panel's group of int4: halves of bytes, and two numbers in float16 for each output."""
+WIDENED = 256
+"""Outputs of an int4 matrix that are floats at a time, where torch multiplies them."""
 
 CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")
@@ -123,9 +127,10 @@ def weight_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | Non
     """Bytes of all weights as :func:`xattn.load` keeps them, tables of positions not among them.
 
     In float16, matrices that would overflow there are float32. With ``quantize="int8"`` products of
-    layers and vocabulary are int8 with a scale for each output, and all else float32.
+    layers and vocabulary are int8 with a scale for each output, with ``int4`` those of layers are
+    int4 with two numbers for each 32 weights; all else is float32.
     """
-    require(quantize in (None, "int8"), "quantize", "None or 'int8'", quantize)
+    require(quantize in (None, "int8", "int4"), "quantize", "None, 'int8' or 'int4'", quantize)
     if quantize is None:
         size = dtype_bytes(dtype)
         total = parameters(spec) * size
@@ -134,7 +139,8 @@ def weight_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | Non
         return total
     narrow = [matrix for matrix in matrices(spec) if matrix.role not in ("stem", "output")]
     wide = parameters(spec) - sum(matrix.numbers for matrix in narrow)
-    return sum(map(_narrow_bytes, narrow)) + wide * FLOAT_BYTES
+    held = sum(_narrow_bytes(one, quantize) for one in narrow if one.stored)
+    return held + wide * FLOAT_BYTES
 
 
 def read_bytes(spec: DecoderSpec, *, dtype: str = "float32", quantize: str | None = None) -> int:
@@ -148,11 +154,7 @@ def read_bytes(spec: DecoderSpec, *, dtype: str = "float32", quantize: str | Non
         if matrix.role in ("memory", "table"):
             continue
         share = 1.0 if matrix.active is None else matrix.active / max(1, matrix.times)
-        numbers = matrix.times * matrix.outputs * matrix.inputs
-        if quantize is None:
-            total += share * numbers * dtype_bytes(dtype)
-        else:
-            total += share * (numbers + matrix.times * matrix.outputs * FLOAT_BYTES)
+        total += share * _multiplied_bytes(matrix, dtype, quantize)
     return round(total)
 
 
@@ -162,13 +164,7 @@ def pass_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | None 
     That is every matrix but tables that are only looked up; of many tokens together, every expert.
     """
     used = [one for one in matrices(spec) if one.role != "table"]
-    numbers = sum(one.times * one.outputs * one.inputs for one in used)
-    if quantize is None:
-        return numbers * dtype_bytes(dtype)
-    wide = [one for one in used if one.role in ("stem", "output")]
-    more = sum(one.times * one.outputs * one.inputs for one in wide) * (FLOAT_BYTES - 1)
-    scales = sum(one.times * one.outputs for one in used if one not in wide)
-    return numbers + more + scales * FLOAT_BYTES
+    return sum(_multiplied_bytes(one, dtype, quantize) for one in used)
 
 
 def kept_bytes(spec: DecoderSpec, positions: int, codec: CodecName) -> int:
@@ -363,13 +359,30 @@ def _resampler_flops(spec: ResamplerSpec, width: int, positions: int) -> int:
     return spec.layers * (spec.latents * per_latent + read * 4 * inner * width)
 
 
-def _narrow_bytes(matrix: Matrix) -> int:
-    """As int8: filled up to whole panels, with a scale and a sum for each output."""
-    if not matrix.stored:
-        return 0
-    outputs, inputs = _whole(matrix.outputs, PANEL), _whole(matrix.inputs, QUAD)
+def _is_int4(matrix: Matrix, quantize: str | None) -> bool:
+    return quantize == "int4" and matrix.role not in ("table", "head")
+
+
+def _narrow_bytes(matrix: Matrix, quantize: str | None) -> int:
+    """Filled up to whole panels, int8 with a scale and a sum for each output."""
+    outputs = _whole(matrix.outputs, PANEL)
+    if _is_int4(matrix, quantize):
+        groups = outputs // PANEL * (_whole(matrix.inputs, GROUP) // GROUP)
+        return matrix.times * groups * GROUP_BYTES
     scales = matrix.outputs * FLOAT_BYTES + outputs * INT32_BYTES
-    return matrix.times * (outputs * inputs + scales)
+    return matrix.times * (outputs * _whole(matrix.inputs, QUAD) + scales)
+
+
+def _multiplied_bytes(matrix: Matrix, dtype: str, quantize: str | None) -> int:
+    """What a product reads of it."""
+    numbers = matrix.times * matrix.outputs * matrix.inputs
+    if quantize is None:
+        return numbers * dtype_bytes(dtype)
+    if matrix.role in ("stem", "output"):
+        return numbers * FLOAT_BYTES
+    if _is_int4(matrix, quantize):
+        return numbers * GROUP_BYTES // (PANEL * GROUP)
+    return numbers + matrix.times * matrix.outputs * FLOAT_BYTES
 
 
 def _whole(count: int, unit: int) -> int:

@@ -66,7 +66,8 @@ def load(
     GGUF), ``pkg:PACKAGE/PATH`` for weights inside an installed Python package, or a hub id.
     ``dtype`` is that of the weights: ``float32``, ``bfloat16`` or ``float16``. ``quantize="int8"``
     keeps those of products as 8-bit integers instead, a quarter of the bytes and about twice as
-    fast on a CPU. With ``offline`` the network is never touched. ``hash`` takes the digests that
+    fast on a CPU; ``int4`` those of layers as 4-bit ones, which is faster still for a few requests
+    at a time. With ``offline`` the network is never touched. ``hash`` takes the digests that
     memories are named by: ``blake3``, or ``sha256`` where a standard asks for it.
 
     Raises a :class:`~xattn.errors.CheckpointError` that says what is wrong with the checkpoint, and

@@ -98,10 +98,11 @@ def test_all_that_is_made_was_foretold(model_of, name, form, settings):
     assert predicted.total / 12 < peak.most <= predicted.total
 
 
-def test_weights_that_absorbed_memories_need_are_foretold(tmp_path):
-    """Those of a model of int8 are made wide, for as long as somebody reads with them."""
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_that_absorbed_memories_need_are_foretold(tmp_path, quantize):
+    """Those of a model of narrow ones are made wide, for as long as somebody reads with them."""
     tiny.make("bart", tmp_path)
-    model, peak = xattn.load(tmp_path, quantize="int8"), Peak()
+    model, peak = xattn.load(tmp_path, quantize=quantize), Peak()
     cross = model.spec.decoder.cross_attention
     wide = 2 * 2 * 4 * cross.heads * cross.head_width * model.spec.decoder.memory_width
     plain, absorbed = Driven(model), Driven(model, form="absorbed")

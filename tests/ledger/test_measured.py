@@ -23,6 +23,7 @@ SETTINGS = [
     ("bfloat16", None),
     ("float16", None),
     ("float32", "int8"),
+    ("float32", "int4"),
 ]
 
 

@@ -37,7 +37,7 @@ print(json.dumps([found, [str(one.message) for one in seen]]))
 """
 
 
-@pytest.mark.parametrize("quantize", ["", "int8"])
+@pytest.mark.parametrize("quantize", ["", "int8", "int4"])
 def test_without_a_compiler_torch_decodes_and_one_notice_says_why(pairs, tmp_path, quantize):
     missing = {"CXX": "/nonexistent", "XDG_CACHE_HOME": str(tmp_path)}
     answers, notices = zip(

@@ -104,9 +104,9 @@ print(peak() - before, sum(tensor.nbytes for tensor in weights))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
-@pytest.mark.parametrize(("quantize", "times"), [("", 1.1), ("int8", 2.2)])
+@pytest.mark.parametrize(("quantize", "times"), [("", 1.1), ("int8", 2.2), ("int4", 2.2)])
 def test_loading_takes_little_more_than_the_weights(tmp_path, quantize, times):
-    """Weights and the largest of the file's; int8 ones twice, while they are put together.
+    """Weights and the largest of the file's; narrow ones twice, while they are put together.
 
     The file has four bytes a weight: taking it whole on the way to int8 would be five times them.
     """

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from xattn.errors import UsageError
 from xattn.models.narrow import NarrowMatrix
+from xattn.models.nibbles import NibbleMatrix
 from xattn.native import library, structs
 
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 48, 64, 191, 192, 300]
@@ -33,14 +35,13 @@ def test_wide_products_are_torchs(kernels, shape, biased):
         bias=None if bias_O is None else bias_O.data_ptr(),
         input=inputs,
         output=outputs,
+        bits=32,
     )
     for rows in ROWS:
         x = random(rows, inputs, seed=rows)
-        y = torch.full((rows, outputs), float("nan"))
-        kernels.product(matrix, x.data_ptr(), rows, y.data_ptr(), 0, 0, 2)
         want = x.double() @ weight_OI.double().T
         want += 0.0 if bias_O is None else bias_O
-        torch.testing.assert_close(y.double(), want, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(kernels.product(matrix, x).double(), want, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -57,6 +58,41 @@ def test_narrow_products_are_torchs(kernels, shape, careful):
         )
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_with_four_bits_are_torchs(kernels, shape):
+    inputs, outputs = shape
+    matrix = NibbleMatrix.of(random(outputs, inputs))
+    bias_O = random(outputs, seed=1)
+    for rows in ROWS:
+        x = random(rows, inputs, seed=rows)
+        x[rows // 2] *= 1000.0
+        found, want = matrix.product(x, bias_O), matrix._product(x, bias_O)
+        torch.testing.assert_close(want, x @ matrix.wide().T + bias_O, atol=1e-2, rtol=1e-4)
+        off = (found - want).abs().amax(dim=-1) / x.abs().amax(dim=-1)
+        # 15 bits of each input: what all of them may be off by together, against weights of 1.
+        assert off.max() < 3e-4 * inputs**0.5
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 48), (33, 17), (7, 1)])
+def test_four_bits_are_the_nearest_of_sixteen_steps(inputs, outputs):
+    weight = random(outputs, inputs)
+    weight[0] = 0.25  # no step at all
+    wide = NibbleMatrix.of(weight).wide()
+    for start in range(0, inputs, 32):
+        exact, found = weight[:, start : start + 32], wide[:, start : start + 32]
+        step = (exact.amax(dim=1) - exact.amin(dim=1)) / 15
+        assert ((found - exact).abs() <= 0.52 * step[:, None] + 1e-3).all()
+        assert all(len(row.unique()) <= 16 for row in found)
+    assert torch.equal(wide[0], weight[0])
+
+
+def test_weights_that_float16_cannot_hold_are_refused():
+    weight = random(4, 32)
+    weight[2, 5] = -1e5
+    with pytest.raises(UsageError, match=r"beyond 65504, but is 100000\.0"):
+        NibbleMatrix.of(weight)
+
+
 @pytest.mark.parametrize("careful", [True, False])
 @pytest.mark.parametrize("wanted", [[131], [7, 0, 130, 16, 900], range(0, 1000, 3)], ids=len)
 def test_some_outputs_of_a_narrow_product_are_those_among_all(careful, wanted):
@@ -69,8 +105,9 @@ def test_some_outputs_of_a_narrow_product_are_those_among_all(careful, wanted):
 
 @pytest.mark.parametrize("inputs", [64, 61])
 @pytest.mark.parametrize("nothing", [float("nan"), float("inf")])
-def test_a_row_that_holds_no_number_shows_and_harms_no_other(kernels, inputs, nothing):
-    matrix = NarrowMatrix.of(random(40, inputs))
+@pytest.mark.parametrize("kind", [NarrowMatrix, NibbleMatrix])
+def test_a_row_that_holds_no_number_shows_and_harms_no_other(kernels, inputs, nothing, kind):
+    matrix = kind.of(random(40, inputs))
     x = random(20, inputs, seed=3)
     spoiled = x.clone()
     spoiled[7, inputs - 1] = nothing

@@ -88,7 +88,7 @@ def test_a_module_that_another_stands_for(network_of):
     assert_changed(network, before)
 
 
-@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_a_copy_is_a_model_of_its_own(network_of, quantize):
     network = network_of("t5", quantize=quantize)
     kept = network.project(memory_of(states_of(), "kept"), form="absorbed")

@@ -12,7 +12,7 @@ from xattn.models.compiled import CompiledDecoder
 
 @pytest.mark.parametrize("name", tiny.TINY)
 @pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_logits_of_some_tokens_are_those_among_all(pairs, monkeypatch, name, kernels, quantize):
     pair = pairs(name, quantize)
     monkeypatch.setattr(pair.ours, "use_kernels", kernels)

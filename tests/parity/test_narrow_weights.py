@@ -1,4 +1,4 @@
-"""Weights as int8: kernels, torch, and a model of floats that rounds as they do, say the same."""
+"""Narrow weights: kernels, torch, and a model of floats that rounds as they do, say the same."""
 
 import pytest
 import tiny
@@ -6,8 +6,8 @@ import torch
 from pairs import memory_of, random_tokens
 from torch import nn
 
-from xattn.models import narrow
-from xattn.models.build import build
+from xattn.models import narrow, nibbles
+from xattn.models.build import QUANTISED, build
 from xattn.models.decoder import Head
 from xattn.models.formats import huggingface
 from xattn.models.layers import FeedForward
@@ -25,15 +25,31 @@ def rounded(x, *, careful=False):
     return (near + rest) * scale
 
 
+def of_sixteen(weight_OI):
+    """Each 32 weights of an output as the nearest of 16 steps, in float16, from their least."""
+    found = torch.empty_like(weight_OI)
+    for start in range(0, weight_OI.shape[1], 32):
+        some = weight_OI[:, start : start + 32]
+        least, most = some.amin(dim=1, keepdim=True), some.amax(dim=1, keepdim=True)
+        step, least = ((most - least) / 15).half().float(), least.half().float()
+        steps = ((some - least) / step.clamp(min=1e-30)).round().clamp(0, 15)
+        found[:, start : start + 32] = least + step * steps
+    return found
+
+
 def round_inputs(module, *, careful):
     module.register_forward_pre_hook(
         lambda _, inputs: (rounded(inputs[0], careful=careful), *inputs[1:])
     )
 
 
-def rounding(directory):
-    """A model of floats whose matrices, and whatever is multiplied with them, are rounded."""
+def rounding(directory, quantize, way):
+    """A model of floats whose matrices, and whatever is multiplied with them, are rounded.
+
+    Beside int4 weights the kernels round to 15 bits, and torch does not.
+    """
     network = build(huggingface.read(directory, "rounding"))
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     careful = {
         module.down
         for module in network.modules()
@@ -42,9 +58,14 @@ def rounding(directory):
     matrices = (nn.Linear, nn.Embedding, Head)
     multiplied = [module for module in network.modules() if isinstance(module, matrices)]
     for weight in {m.weight for m in multiplied if m.weight is not None}:
-        weight.data = rounded(weight.data)
+        of_layer = any(module.weight is weight for module in layers)
+        coarse = quantize == "int4" and of_layer
+        weight.data = of_sixteen(weight.data) if coarse else rounded(weight.data)
     for module in multiplied:
-        if not isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Linear) and quantize == "int4":
+            if way != "torch":
+                round_inputs(module, careful=True)
+        elif not isinstance(module, nn.Embedding):
             round_inputs(module, careful=module in careful)
     return network
 
@@ -59,7 +80,8 @@ def logits(network, way, monkeypatch):
         rows = [(memory_of(states, "the one"),)] * 3
     with monkeypatch.context() as patch:
         if way == "torch":
-            patch.setattr(narrow, "library", lambda: None)
+            for module in (narrow, nibbles):
+                patch.setattr(module, "library", lambda: None)
         state = network.start(rows)
         found = [network.step_all(random_tokens(3, 4), state)]
         state.reorder([1, 1, 0])
@@ -72,7 +94,8 @@ def states(pair, network, way, monkeypatch):
     values, _ = pair.inputs(2, 11)
     with monkeypatch.context() as patch:
         if way == "torch":
-            patch.setattr(narrow, "library", lambda: None)
+            for module in (narrow, nibbles):
+                patch.setattr(module, "library", lambda: None)
         if tiny.TINY[pair.name].text_input:
             return torch.cat(network.encode_tokens(values.tolist()))
         return network.encode_mel(values).flatten(0, 1)
@@ -87,26 +110,29 @@ def assert_alike(found, want):
 
 @pytest.mark.parametrize("name", tiny.TINY)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_decoder_rounds_as_floats_would(pairs, monkeypatch, name, way):
-    pair = pairs(name, "int8")
+@pytest.mark.parametrize("quantize", QUANTISED)
+def test_a_decoder_rounds_as_floats_would(pairs, monkeypatch, name, way, quantize):
+    pair = pairs(name, quantize)
     found = logits(pair.ours, way, monkeypatch)
-    assert_alike(found, logits(rounding(pair.directory), "torch", monkeypatch))
+    assert_alike(found, logits(rounding(pair.directory, quantize, way), "torch", monkeypatch))
     wide = logits(pairs(name).ours, "torch", monkeypatch)
     off = (found - wide).abs() / wide.std()
-    assert off.median() > 1e-3, "int8 it is"
+    assert off.median() > 1e-3, "narrow it is"
 
 
 @pytest.mark.parametrize("name", tiny.SEQ2SEQ)
 @pytest.mark.parametrize("way", WAYS[1:])
-def test_an_encoder_rounds_as_floats_would(pairs, monkeypatch, name, way):
-    pair = pairs(name, "int8")
+@pytest.mark.parametrize("quantize", QUANTISED)
+def test_an_encoder_rounds_as_floats_would(pairs, monkeypatch, name, way, quantize):
+    pair = pairs(name, quantize)
     found = states(pair, pair.ours, way, monkeypatch)
-    assert_alike(found, states(pair, rounding(pair.directory), way, monkeypatch))
+    assert_alike(found, states(pair, rounding(pair.directory, quantize, way), way, monkeypatch))
 
 
 @pytest.mark.parametrize("name", tiny.TINY)
-def test_a_tied_head_is_the_embedding(pairs, name):
-    network = pairs(name, "int8").ours
+@pytest.mark.parametrize("quantize", QUANTISED)
+def test_a_tied_head_is_the_embedding(pairs, name, quantize):
+    network = pairs(name, quantize).ours
     decoder = network.decoder
     assert isinstance(decoder.embed, NarrowEmbedding)
     held = [m for m in network.modules() if isinstance(m, NarrowMatrix)]

@@ -21,6 +21,7 @@ from xattn.models.build import build
 from xattn.models.families import family_of
 from xattn.models.formats import gguf as format_
 from xattn.models.formats.gguf.dequantise import FORMATS, dequantise
+from xattn.models.nibbles import NibbleMatrix
 
 TARGETS = torch.tensor([[2, 17, 55, 8, 90, 31, 4]])
 TOKENS = [
@@ -222,6 +223,18 @@ def test_a_file_of_each_number_format(kind: str, tmp_path: Path) -> None:
         expected = torch.from_numpy(np.array(gguf.quants.dequantize(raw, type_)))
         assert torch.equal(weight.load(), expected.reshape(weight.shape))
     assert logits_of(path).isfinite().all()
+
+
+def test_weights_of_four_bits_stay_what_they_are(tmp_path: Path) -> None:
+    """Q4_1 has a step and a least number for each 32 weights, as our own int4."""
+    exact = np.random.default_rng(0).standard_normal((48, 96)).astype(np.float32)
+    kind = gguf.GGMLQuantizationType.Q4_1
+    theirs = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(exact, kind), kind))
+    assert torch.equal(NibbleMatrix.of(theirs).wide(), theirs)
+    ours = NibbleMatrix.of(torch.from_numpy(exact)).wide()
+    off = (ours - theirs).abs()
+    assert (off > 1e-6).float().mean() < 0.01, "but for numbers halfway between two steps"
+    assert off.max() < 1.01 * np.ptp(exact) / 15
 
 
 def _wide_config() -> Any:

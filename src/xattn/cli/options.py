@@ -216,7 +216,9 @@ LOADING: dict[str, Option] = {
         default="float32",
     ),
     "quantize": Option(
-        Literal["int8"], MODEL, "Weights as 8-bit integers: a quarter of the bytes, and faster."
+        Literal["int8", "int4"],
+        MODEL,
+        "Weights as 8-bit integers, or those of layers as 4-bit ones: fewer bytes, and faster.",
     ),
     "offline": Option(
         bool, MODEL, "Never touch the network.", flags=("--offline/--online",), default=False

@@ -45,7 +45,7 @@ Dtype = Annotated[
     typer.Option(rich_help_panel=REQUESTS, help="Of states, keys and values, and weights."),
 ]
 WeightsDtype = Annotated[
-    Literal["float32", "bfloat16", "float16", "int8"] | None,
+    Literal["float32", "bfloat16", "float16", "int8", "int4"] | None,
     typer.Option(rich_help_panel=REQUESTS, help="Of weights, where that is another."),
 ]
 StoreCodec = Annotated[

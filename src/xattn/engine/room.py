@@ -4,13 +4,15 @@ from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
 import torch
+from torch import nn
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
-from xattn.ledger.workspace import encoding_bytes, torch_bytes, widest
+from xattn.ledger.workspace import encoding_bytes, torch_bytes, widening_bytes, widest
 from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
+from xattn.models.nibbles import NibbleMatrix
 from xattn.native import library
 from xattn.spec import Form, is_absorbed, is_narrow
 
@@ -34,6 +36,8 @@ class Room:
         self._kernels = network.use_kernels and obstacle(network.decoder) is None
         self._kernels &= library() is not None
         self._weights = _made_wide(network) if is_absorbed(form) else 0
+        widths = [m.in_features for m in network.modules() if isinstance(m, NibbleMatrix)]
+        self._widening = widening_bytes(max(widths, default=0))
 
     def bytes(self, jobs: Collection[Job]) -> int:
         """For a step of all, a piece of one prompt and one memory to arrive; or for encoding."""
@@ -47,7 +51,7 @@ class Room:
         if prompt > 1:
             total += self._step(min(prompt, CHUNK), 1, prompt, lengths, len(slots))
         total += self._projecting(max(lengths, default=0)) + self._choosing(jobs)
-        return max(total, self._encoding(jobs))
+        return max(total, self._encoding(jobs)) + self._widening
 
     def _encoding(self, jobs: Collection[Job]) -> int:
         """One pass over what is still to be encoded: several short sources, or one long one."""
@@ -108,9 +112,9 @@ def _most_allowed(job: Job, vocabulary: int) -> int:
 
 
 def _made_wide(network: Network) -> int:
-    """Weights that absorbed memories are read with, of layers that are int8 otherwise."""
+    """Weights that absorbed memories are read with, of layers that are narrow otherwise."""
     readers = [layer.reader for layer in network.decoder.stack if layer.crosses]
-    found = [matrix for reader in readers for matrix in (reader.k, reader.v)]
-    sizes = [4 * m.matrix.out_features * m.matrix.in_features
-             for m in found if isinstance(m, NarrowLinear)]  # fmt: skip
+    found: list[nn.Module] = [one for reader in readers for one in (reader.k, reader.v)]
+    matrices = [one.matrix for one in found if isinstance(one, NarrowLinear)]
+    sizes = [4 * one.out_features * one.in_features for one in matrices]
     return sum(sizes) + 2 * max(sizes, default=0)  # one more on its way

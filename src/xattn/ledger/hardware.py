@@ -82,7 +82,8 @@ class Estimate:
 def estimate(ledger: Ledger, machine: Machine) -> Estimate:
     """What ``ledger`` takes on ``machine`` at least."""
     setting = ledger.setting
-    dtype = setting.weights_dtype
+    # Weights of four bits are taken apart into bytes, and multiplied so.
+    dtype = "int8" if setting.weights_dtype == "int4" else setting.weights_dtype
     bytes_per_second, flops_per_second = machine.reading_rate, machine.rate(dtype)
     reading = ledger.sum("step_bytes") / bytes_per_second
     multiplying = ledger.sum("step_flops") / flops_per_second

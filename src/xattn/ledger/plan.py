@@ -59,12 +59,11 @@ def plan(
     ``inputs`` maps ``document``, ``text``, ``table``, ``audio`` or ``image`` to an amount, or to a
     list of them: a number of positions, or the thing itself as text (see
     :mod:`xattn.ledger.amounts`): ``{"image": 2}`` are two positions, ``{"image": "2"}`` two
-    pictures. With ``shared`` all
-    requests read the same memories, else each has its own. ``dtype`` is that of states, keys and
-    values, ``int8`` meaning the int8 form of ``form`` over states in float32; ``weights_dtype``
-    that of weights, the same if not given. ``store_codec`` adds what the states take on disk.
-    Each request feeds ``prompt_tokens`` and generates ``new_tokens``; FLOPs and bytes of a step are
-    those of the middle one.
+    pictures. With ``shared`` all requests read the same memories, else each has its own. ``dtype``
+    is that of states, keys and values, ``int8`` meaning the int8 form of ``form`` over states in
+    float32; ``weights_dtype`` that of weights, ``int4`` among them, the same if not given.
+    ``store_codec`` adds what the states take on disk. Each request feeds ``prompt_tokens`` and
+    generates ``new_tokens``; FLOPs and bytes of a step are those of the middle one.
 
     Raises :class:`UsageError` for an input that the model does not read, and for numbers out of
     bounds; :class:`AbsorptionError` where ``form`` is not exact for this decoder.
@@ -104,7 +103,8 @@ def _form(decoder: DecoderSpec, form: str, dtype: str) -> tuple[Form, str]:
 
 def _check(decoder: DecoderSpec, setting: Setting) -> None:
     weights, codec = setting.weights_dtype, setting.store_codec
-    require(weights in [*DTYPE_BYTES], "weights_dtype", f"one of {', '.join(DTYPE_BYTES)}", weights)
+    known = [*DTYPE_BYTES, "int4"]
+    require(weights in known, "weights_dtype", f"one of {', '.join(known)}", weights)
     require(codec is None or codec in CODECS, "store_codec", f"one of {', '.join(CODECS)}", codec)
     for name in ("batch", "beams", "prompt_tokens", "new_tokens"):
         value = getattr(setting, name)
@@ -208,7 +208,7 @@ def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
 def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iterator[Row]:
     """Weights, and room to work in."""
     decoder, rows, form = spec.decoder, setting.rows, setting.form
-    quantize = "int8" if setting.weights_dtype == "int8" else None
+    quantize = setting.weights_dtype if setting.weights_dtype in ("int8", "int4") else None
     dtype = "float32" if quantize else setting.weights_dtype
     read = read_bytes(decoder, dtype=dtype, quantize=quantize)
     step_flops = rows * (layer_flops(decoder) + head_flops(decoder))

@@ -7,7 +7,14 @@ Axes: P positions that go through an encoder together, D model width.
 
 from collections.abc import Sequence
 
-from xattn.counts import decoder_matrices, encoder_matrices, matrices, parameters, weight_bytes
+from xattn.counts import (
+    WIDENED,
+    decoder_matrices,
+    encoder_matrices,
+    matrices,
+    parameters,
+    weight_bytes,
+)
 from xattn.ledger.account import Setting
 from xattn.ledger.amounts import Amount
 from xattn.spec import DecoderSpec, EncoderSpec, Form, ModelSpec, is_absorbed, is_narrow
@@ -18,8 +25,8 @@ BLOCK = 1024
 """Positions that go through a feed-forward together."""
 KERNEL_TOKENS = 64
 """Tokens of a pass up to which the compiled kernels take it; beyond, torch does."""
-WIDENED = 1024
-"""Positions of a narrow memory that torch makes wide at once."""
+POSITIONS = 1024
+"""Of a narrow memory that torch makes wide at once."""
 THREAD_BYTES = 2**17
 """What a thread of torch's attention has of its own."""
 THREADS = 8
@@ -49,7 +56,15 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
         encoding = encoding_bytes(encoder, max(longest, min(several, TOGETHER)))
     else:
         encoding = _pass_bytes(decoder, longest, 0, longest, 0, memories=0, form="materialized")
-    return max(decoding, encoding if amounts else 0, looking_bytes(spec))
+    passing = max(decoding, encoding if amounts else 0)
+    if setting.weights_dtype == "int4":
+        passing += widening_bytes(max(one.inputs for one in matrices(spec)))
+    return max(passing, looking_bytes(spec))
+
+
+def widening_bytes(inputs: int) -> int:
+    """Some outputs of an int4 matrix as floats, and on their way there."""
+    return 8 * WIDENED * inputs
 
 
 def _pass_bytes(
@@ -101,8 +116,10 @@ def torch_bytes(
     bias = (2 * heads + 16 if relative else 4) * seen
     numbers = tokens * ((groups + 6) * part + absorbed + bias)
     if is_narrow(form):
-        blocks = 1 + positions // WIDENED
-        numbers += min(WIDENED, positions) * 4 * widest(decoder, form) + 2 * tokens * blocks * part
+        blocks = 1 + positions // POSITIONS
+        numbers += (
+            min(POSITIONS, positions) * 4 * widest(decoder, form) + 2 * tokens * blocks * part
+        )
     return 4 * numbers + THREAD_BYTES * threads
 
 

@@ -21,7 +21,8 @@ from xattn.models.weights import Checkpoint, Weight
 from xattn.native.pages import Room, forget_mapped, put_together
 
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-QUANTISED = ("int8",)
+QUANTISED = {"int8": 8, "int4": 4}
+"""Bits of a weight of layers; vocabularies are int8 in both."""
 TABLES = ("encoder.embed.weight", "decoder.embed.weight", "decoder.head.weight")
 """Matrices of the vocabulary."""
 SOME = 1 << 20
@@ -39,7 +40,8 @@ def build(
 ) -> Network:
     """A network with the checkpoint's weights, in evaluation mode.
 
-    ``quantize="int8"`` keeps the matrices of its layers and its vocabulary as 8-bit integers.
+    ``quantize="int8"`` keeps the matrices of its layers and its vocabulary as 8-bit integers,
+    ``int4`` those of its layers as 4-bit ones.
 
     Raises :class:`TensorError` where a tensor is missing or misshaped, with the checkpoint's own
     name for it, the shape expected and the shape found.
@@ -47,7 +49,8 @@ def build(
     dtype = str(dtype).removeprefix("torch.")
     require(hash in HASHES, "hash", f"one of {', '.join(HASHES)}", hash)
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
-    require(quantize in (None, *QUANTISED), "quantize", f"None or {QUANTISED[0]!r}", quantize)
+    known = ", ".join(map(repr, QUANTISED))
+    require(quantize in (None, *QUANTISED), "quantize", f"one of None, {known}", quantize)
     if quantize is not None:
         require(dtype == "float32", "dtype", f"float32 with quantize={quantize!r}", dtype)
     with torch.device("meta"):
@@ -58,7 +61,7 @@ def build(
     if quantize is None:
         loading.wide(expected)
     else:
-        loading.narrow(expected)
+        loading.narrow(expected, QUANTISED[quantize])
     for module in network.modules():
         if isinstance(module, PositionTable) and module.spec.kind == "sinusoidal":
             module.clear(DTYPES[dtype], torch.device(device))
@@ -91,8 +94,9 @@ class _Loading:
         for name in names:
             self._put(name, room)
 
-    def narrow(self, names: Iterable[str]) -> None:
-        """Matrices of layers and vocabulary as int8, each as soon as it is there."""
+    def narrow(self, names: Iterable[str], bits: int) -> None:
+        """Matrices of layers with so many bits, of the vocabulary with 8; each as soon as it is
+        there."""
         modules: dict[str, list[str]] = {}
         for name in names:
             modules.setdefault(name.rpartition(".")[0], []).append(name)
@@ -109,7 +113,7 @@ class _Loading:
                     self._put(name, scratch if wide else None)
             if module in matrices:
                 parent, _, attribute = module.rpartition(".")
-                narrow_layer(self._network.get_submodule(parent), attribute)
+                narrow_layer(self._network.get_submodule(parent), attribute, bits)
                 del self._loaded[self._weights[f"{module}.weight"].origin]
         self._loaded.clear()
         del scratch

@@ -16,6 +16,7 @@ from xattn.attention import Absorbed, Segment
 from xattn.models.decoder import Decoder, DecoderLayer, Head
 from xattn.models.layers import ACTIVATIONS, Attention, FeedForward, RMSNorm
 from xattn.models.narrow import NarrowEmbedding, NarrowLinear, NarrowMatrix
+from xattn.models.nibbles import NibbleMatrix
 from xattn.models.positions import PositionTable, RelativeBias
 from xattn.models.products import is_changed
 from xattn.models.state import DecodeState, Projection, Slot
@@ -36,7 +37,7 @@ ROWS = 128
 KNOWN = (
     *(Decoder, DecoderLayer, Attention, FeedForward, RMSNorm, Head, PositionTable, RelativeBias),
     *(nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm),
-    *(NarrowLinear, NarrowEmbedding, NarrowMatrix),
+    *(NarrowLinear, NarrowEmbedding, NarrowMatrix, NibbleMatrix),
 )
 """What the kernels compute as these do; anything else, an adapter say, is run by torch."""
 
@@ -210,6 +211,7 @@ class CompiledDecoder:
             bias=self._address(bias),
             input=weight_OI.shape[1],
             output=weight_OI.shape[0],
+            bits=32,
         )
 
     def _head(self, decoder: Decoder) -> structs.Matrix:
@@ -413,7 +415,7 @@ def obstacle(decoder: Decoder) -> str | None:
     for name, tensor in (*decoder.named_parameters(), *decoder.named_buffers()):
         if tensor.device.type != "cpu":
             return f"it is on {tensor.device}"
-        if tensor.dtype not in (torch.float32, torch.int8, torch.int32):
+        if tensor.dtype not in (torch.float32, torch.int8, torch.uint8, torch.int32):
             return f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
         if not tensor.is_contiguous():
             return f"{name} is not contiguous"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xattn.counts import PANEL, QUAD
 from xattn.models.layers import Attention, FeedForward
+from xattn.models.nibbles import NibbleMatrix
 from xattn.native import library, structs
 
 LIMIT = 127
@@ -101,22 +102,7 @@ class NarrowMatrix(nn.Module):
         functions = library() if x.device.type == "cpu" else None
         if functions is None:
             return self._product(x, bias)
-        flat = x.reshape(-1, self.in_features).float().contiguous()
-        found = torch.empty(len(flat), self.out_features)
-        width = self.panels_PQ64.shape[1] * QUAD
-        planes = 2 if self.careful else 1
-        quantised = torch.empty(planes, len(flat), width, dtype=torch.uint8)
-        scales = torch.empty(len(flat))
-        functions.product(
-            self.described(bias),
-            flat.data_ptr(),
-            len(flat),
-            found.data_ptr(),
-            quantised.data_ptr(),
-            scales.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return found.view(*x.shape[:-1], self.out_features)
+        return functions.product(self.described(bias), x)
 
     def product_of(self, x: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
         """Of that product the outputs ``ids [I]``, and the same numbers: ``[..., I]``."""
@@ -150,6 +136,7 @@ class NarrowMatrix(nn.Module):
             bias=None if bias is None else bias.data_ptr(),
             input=self.in_features,
             output=self.out_features,
+            bits=8,
             careful=self.careful,
         )
 
@@ -157,10 +144,11 @@ class NarrowMatrix(nn.Module):
 class NarrowLinear(nn.Module):
     """``nn.Linear`` with a narrow matrix."""
 
-    def __init__(self, linear: nn.Linear, *, careful: bool = False) -> None:
+    matrix: NarrowMatrix | NibbleMatrix
+
+    def __init__(self, matrix: NarrowMatrix | NibbleMatrix, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.matrix = NarrowMatrix.of(linear.weight.detach(), careful=careful)
-        self.bias = linear.bias
+        self.matrix, self.bias = matrix, bias
         self._wide: weakref.ref[Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,7 +188,12 @@ def is_narrowable(module: nn.Module, name: str) -> bool:
     )
 
 
-def narrow_layer(module: nn.Module, name: str) -> None:
-    """Make that product narrow, in place."""
+def narrow_layer(module: nn.Module, name: str, bits: int) -> None:
+    """Make that product narrow, of 8 or 4 bits, in place."""
+    linear: nn.Linear = getattr(module, name)
+    weight_OI = linear.weight.detach()
     careful = isinstance(module, FeedForward) and module.spec.wide_down and name == "down"
-    setattr(module, name, NarrowLinear(getattr(module, name), careful=careful))
+    matrix = (
+        NibbleMatrix.of(weight_OI) if bits == 4 else NarrowMatrix.of(weight_OI, careful=careful)
+    )
+    setattr(module, name, NarrowLinear(matrix, linear.bias))

@@ -8,6 +8,10 @@ import warnings
 from ctypes import POINTER, byref, c_int64, c_void_p
 from pathlib import Path
 
+import torch  # it brings the threads that the kernels run on
+from torch import Tensor
+
+from xattn.counts import FLOAT_BYTES, GROUP
 from xattn.native.compiler import NativeError, compiled
 from xattn.native.structs import Matrix, Step
 
@@ -39,11 +43,23 @@ class Library:
         """Run a step; 0, or the bytes that its workspace must have where it has fewer."""
         return self._step(byref(step))
 
-    def product(
-        self, matrix: Matrix, x: int, rows: int, y: int, quantised: int, scales: int, threads: int
-    ) -> None:
-        """``y = x Wᵀ + bias`` for rows at these addresses, and room for them quantised."""
-        self._product(byref(matrix), x, rows, y, quantised, scales, threads)
+    def product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """``x Wᵀ + bias``: ``[..., I] -> [..., O]``, float32."""
+        flat_MI = x.reshape(-1, matrix.input).float().contiguous()
+        M, width = len(flat_MI), -(-matrix.input // GROUP) * GROUP
+        found_MO = torch.empty(M, matrix.output)
+        quantised = torch.empty(M * (2 * width + width // GROUP * FLOAT_BYTES), dtype=torch.uint8)
+        scales_M = torch.empty(M)
+        self._product(
+            byref(matrix),
+            flat_MI.data_ptr(),
+            M,
+            found_MO.data_ptr(),
+            quantised.data_ptr(),
+            scales_M.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return found_MO.view(*x.shape[:-1], matrix.output)
 
 
 _LOCK = threading.Lock()
@@ -71,8 +87,6 @@ def _library() -> Library | None:
 
 def required() -> Library:
     """The kernels, or :class:`NativeError` with the reason why there are none."""
-    import torch  # noqa: F401  (it brings the threads that the kernels run on)
-
     if os.environ.get("XATTN_NATIVE") == "0":
         raise NativeError("XATTN_NATIVE=0")
     return Library(compiled(directory()))

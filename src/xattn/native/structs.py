@@ -5,7 +5,7 @@ from typing import ClassVar
 
 
 class Matrix(Structure):
-    """Weights ``[out, in]``, float32, or int8 where ``scales`` is given."""
+    """Weights ``[out, in]`` of so many ``bits``: 32, 8 or 4."""
 
     _fields_: ClassVar = [
         ("weights", c_void_p),
@@ -14,6 +14,7 @@ class Matrix(Structure):
         ("bias", c_void_p),
         ("input", c_int64),
         ("output", c_int64),
+        ("bits", c_int64),
         ("careful", c_int64),
     ]
 

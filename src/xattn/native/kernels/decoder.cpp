@@ -271,8 +271,7 @@ struct Pass {
         mixed = arena.take<float>(M * inner);
         wide = arena.take<float>(M * ffn);
         gate = arena.take<float>(M * ffn);
-        const int64_t widest = padded(std::max({D, inner, ffn}));
-        input_bytes = arena.take<uint8_t>(2 * M * widest);
+        input_bytes = arena.take<uint8_t>(quantised_bytes(M, std::max({D, inner, ffn})));
         input_scales = arena.take<float>(M);
         const bool absorbed = step.reads && step.reads->absorbed;
         reach = arena.take<float>(absorbed ? M * heads * read_width : 0);
@@ -343,13 +342,14 @@ struct Pass {
 
     void embedding_of(int64_t token, float *to) const {
         const Matrix &table = d.embedding;
-        if (!table.scales) {
+        if (!is_narrow(table)) {
             std::memcpy(to, static_cast<const float *>(table.weights) + token * table.in,
                         table.in * sizeof(float));
             return;
         }
+        const int64_t width = padded(table.in, table.bits);
         const int8_t *panel = static_cast<const int8_t *>(table.weights) +
-                              token / PANEL * PANEL * padded(table.in) + token % PANEL * QUAD;
+                              token / PANEL * PANEL * width + token % PANEL * QUAD;
         for (int64_t i = 0; i < table.in; i++)
             to[i] = panel[i / QUAD * PANEL * QUAD + i % QUAD] * table.scales[token];
     }
@@ -380,17 +380,17 @@ struct Pass {
     }
 
     Rows rows_of(const Matrix &m, const float *from, int64_t stride, int64_t count) const {
-        return {from, stride, count, input_bytes, input_scales, padded(m.in)};
+        return {from, stride, count, input_bytes, input_scales, padded(m.in, m.bits)};
     }
 
     // The rows that the next products read: normed where the norm stands before, and quantised
     // where their matrix wants them so.
     Rows enter(Worker &w, const Norm &before, const Matrix &m) {
         Rows rows = rows_of(m, d.norm_first ? normed : x, d.width, M);
-        if (d.norm_first || m.scales)
+        if (d.norm_first || is_narrow(m))
             w.share(M, [&](int64_t row) {
                 if (d.norm_first) norm(before, x + row * d.width, normed + row * d.width, d.width);
-                if (m.scales) quantise(rows, m.in, m.careful, row, row + 1);
+                if (is_narrow(m)) quantise(rows, m, row, row + 1);
             });
         return rows;
     }
@@ -403,7 +403,7 @@ struct Pass {
         int64_t total = 0, bytes = 0;
         for (const Matrix *m : matrices) {
             total += blocks(*m);
-            bytes += m->in * m->out * (m->scales ? 1 : 4);
+            bytes += m->in * m->out * m->bits / 8;
         }
         const int64_t chunks = std::min(total, std::max(2 * threads, bytes / CHUNK));
         w.share(chunks, [&](int64_t chunk) {
@@ -427,8 +427,7 @@ struct Pass {
     // x += x' Wᵀ, then the norm that stands after the residual, if it does.
     void leave(Worker &w, const Matrix &m, const float *from, const Norm &after) {
         Rows rows = rows_of(m, from, m.in, M);
-        if (m.scales)
-            w.share(M, [&](int64_t row) { quantise(rows, m.in, m.careful, row, row + 1); });
+        if (is_narrow(m)) w.share(M, [&](int64_t row) { quantise(rows, m, row, row + 1); });
         products<1>(w, {&m}, rows, {x}, true, nothing);
         if (!d.norm_first)
             w.share(M, [&](int64_t row) {
@@ -780,7 +779,7 @@ struct Pass {
         w.share(step.wanted_count, [&](int64_t i) {
             for (int64_t k = 0; k < D; k++)
                 normed[i * D + k] = x[step.wanted[i] * D + k] * d.head_scale;
-            if (d.head.scales) quantise(rows, D, d.head.careful, i, i + 1);
+            if (is_narrow(d.head)) quantise(rows, d.head, i, i + 1);
         });
         products<1>(w, {&d.head}, rows, {step.logits}, false, nothing);
     }
@@ -801,16 +800,16 @@ int64_t xattn_step(const Step *step) {
 }
 
 // y[count, out] = x[count, in] Wᵀ + bias for any number of rows; `bytes` and `scales` are room for
-// the quantised rows: [2, count, padded(in)] and [count].
+// the quantised rows: quantised_bytes(count, in), and [count].
 void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uint8_t *bytes,
                    float *scales, int64_t threads) {
-    Rows rows{x, m->in, count, bytes, scales, padded(m->in)};
+    Rows rows{x, m->in, count, bytes, scales, padded(m->in, m->bits)};
     constexpr int64_t BAND = 96;  // rows that are quantised and multiplied together
-    if (!m->scales || count < 2 * BAND) {
+    if (!is_narrow(*m) || count < 2 * BAND) {
 #pragma omp parallel num_threads(threads)
         {
             const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-            if (m->scales) quantise(rows, m->in, m->careful, count * me / all, count * (me + 1) / all);
+            if (is_narrow(*m)) quantise(rows, *m, count * me / all, count * (me + 1) / all);
 #pragma omp barrier
             const int64_t n = blocks(*m);
             product(*m, rows, n * me / all, n * (me + 1) / all, y, m->out, false);
@@ -820,7 +819,7 @@ void xattn_product(const Matrix *m, const float *x, int64_t count, float *y, uin
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t first = 0; first < count; first += BAND) {
         const int64_t last = std::min(count, first + BAND), panels = whole(m->out, PANEL);
-        quantise(rows, m->in, m->careful, first, last);
+        quantise(rows, *m, first, last);
         int64_t p = 0;
         for (; p + 4 <= panels; p += 4) narrow_rows<4>(*m, rows, p, first, last, y, m->out, false);
         for (; p < panels; p++) narrow_rows<1>(*m, rows, p, first, last, y, m->out, false);
