@@ -195,7 +195,7 @@ struct Pass {
     uint8_t *input_bytes;       // rows on their way into a product
     float *input_scales;
     Reading *readings;          // [M, heads, parts]
-    float *read_values;         // [M, heads, parts, read_width]
+    float *read_values;         // [parts, M, heads, read_width]
     const Stretch *stretch;     // thread-local to the caller, and read by all
     const int64_t *row_part;
     const uint8_t *part_weighed;
@@ -487,9 +487,8 @@ struct Pass {
                 query_at[i] = queries + (m * a.heads + h) * K;
                 turn(a, a.q_norm, query_at[i], m);
                 found[i] = {};
-                found[i].values = merged_later
-                                      ? read_values + (m * a.heads + h) * parts * read_width
-                                      : mixed + (m * a.heads + h) * K;
+                found[i].values = merged_later ? read_values + (m * a.heads + h) * read_width
+                                               : mixed + (m * a.heads + h) * K;
                 std::fill_n(found[i].values, K, 0.0f);
             }
         const int64_t end = before + T;
@@ -599,7 +598,7 @@ struct Pass {
                         query_at[number] = turned + number * width;
                     }
                     found[number] = {};
-                    found[number].values = read_values + (query * parts + piece.part) * read_width;
+                    found[number].values = values_of(a, query, piece.part);
                     std::fill_n(found[number].values, width, 0.0f);
                 }
         const uint8_t *mask = reads.masks[piece.memory];
@@ -627,13 +626,21 @@ struct Pass {
             }
             if (mask)
                 for (int s = 0; s < count; s++) bias[s] = mask[from + s] ? 0.0f : NOTHING;
+            const bool more = reads.numbers == FLOAT && from + block < piece.to;
             fold(query_at, found, number, key_at, value_at, count, width, width, a.scale,
-                 mask ? bias : nullptr, 0, scores);
+                 mask ? bias : nullptr, 0, scores, more ? block * segment.key_stride : 0);
         }
-        for (int i = 0; i < number; i++) {
-            const int64_t at = (found[i].values - read_values) / read_width;
-            readings[at] = found[i];
-        }
+        int i = 0;
+        for (int64_t r = reads.first[piece.memory]; r < reads.first[piece.memory + 1]; r++)
+            for (int64_t t = 0; t < T; t++)
+                for (int64_t h = g * per_group; h < (g + 1) * per_group; h++, i++)
+                    readings[((reads.rows[r] * T + t) * a.heads + h) * parts + piece.part] = found[i];
+    }
+
+    // What a query has read in one of its parts. Queries of a part stand side by side: far apart,
+    // they would be at the same places of the cache.
+    float *values_of(const Attention &a, int64_t query, int64_t part) const {
+        return read_values + (part * M * a.heads + query) * read_width;
     }
 
     static void turn_back(const float *turn, const float *query, float *to, int64_t half) {
@@ -689,7 +696,7 @@ struct Pass {
                                     ? std::exp(part[p].top - tops[1]) * std::exp(mass - top) / inside
                                     : std::exp(part[p].top - top);
             total += share * part[p].total;
-            const float *read = read_values + (item * parts + p) * read_width;
+            const float *read = values_of(a, item, p);
             for (int64_t i = 0; i < width; i++) sum_of[i] += share * read[i];
         }
         if (!absorption) {

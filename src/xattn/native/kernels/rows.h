@@ -105,9 +105,6 @@ static inline void quantise(Rows &rows, const Matrix &m, int64_t first, int64_t 
     }
 }
 
-// The weights that come next, while these are multiplied: rows that share weights take turns at it.
-static inline void fetch(const void *weights) { __builtin_prefetch(weights, 0, 2); }
-
 // The outputs of a panel.
 typedef int32_t Panel __attribute__((vector_size(4 * PANEL)));
 typedef float FloatPanel __attribute__((vector_size(4 * PANEL)));

@@ -17,10 +17,10 @@ struct Reading {
     float *values = nullptr;
 };
 
-// Scores of QUERIES queries at COUNT positions.
+// Scores of QUERIES queries at COUNT positions. What lies `ahead` of each key is fetched, if any.
 template <int QUERIES, int COUNT>
 static inline void score_tile(const float *const *queries, const float *const *keys, int64_t width,
-                              float scale, float *scores) {
+                              float scale, float *scores, int64_t ahead) {
     Lanes sum_of[QUERIES * COUNT] = {};
     const auto step = [&](int64_t k, auto get) {
         Lanes key[COUNT];
@@ -31,6 +31,11 @@ static inline void score_tile(const float *const *queries, const float *const *k
         }
     };
     int64_t k = 0;
+    if (ahead)
+        for (; k + LANES <= width; k += LANES) {
+            for (int s = 0; s < COUNT; s++) fetch(keys[s] + ahead + k);
+            step(k, load);
+        }
     for (; k + LANES <= width; k += LANES) step(k, load);
     if (k < width) step(k, [&](const float *from) { return load_some(from, width - k); });
     float totals[QUERIES * COUNT];
@@ -41,14 +46,15 @@ static inline void score_tile(const float *const *queries, const float *const *k
 
 template <int QUERIES>
 static inline void score_block(const float *const *queries, const float *const *keys, int count,
-                               int64_t width, float scale, float *scores) {
+                               int64_t width, float scale, float *scores, int64_t ahead) {
     int s = 0;
     if constexpr (QUERIES == 1)
         for (; s + 8 <= count; s += 8)
-            score_tile<1, 8>(queries, keys + s, width, scale, scores + s);
+            score_tile<1, 8>(queries, keys + s, width, scale, scores + s, ahead);
     for (; s + 4 <= count; s += 4)
-        score_tile<QUERIES, 4>(queries, keys + s, width, scale, scores + s);
-    for (; s < count; s++) score_tile<QUERIES, 1>(queries, keys + s, width, scale, scores + s);
+        score_tile<QUERIES, 4>(queries, keys + s, width, scale, scores + s, ahead);
+    for (; s < count; s++)
+        score_tile<QUERIES, 1>(queries, keys + s, width, scale, scores + s, ahead);
 }
 
 // values += weights · the block's values, for QUERIES queries and WIDE vectors of their width.
@@ -108,16 +114,17 @@ static inline void settle(Reading &reading, float *scores, int count, int64_t wi
 }
 
 // Fold `count` positions into the readings. `bias` is added to the scores, one row of them per
-// query, or one for all where `bias_stride` is 0. `scores` has room for [queries, BLOCK].
+// query, or one for all where `bias_stride` is 0. `scores` has room for [queries, BLOCK]. The next
+// block's keys are `ahead` numbers from these, or 0: while these are multiplied, they are fetched.
 static inline void fold(const float *const *queries, Reading *readings, int number,
                         const float *const *keys, const float *const *values, int count,
                         int64_t key_width, int64_t value_width, float scale, const float *bias,
-                        int64_t bias_stride, float *scores) {
+                        int64_t bias_stride, float *scores, int64_t ahead = 0) {
     int q = 0;
-    for (; q + 4 <= number; q += 4)
-        score_block<4>(queries + q, keys, count, key_width, scale, scores + q * BLOCK);
-    for (; q < number; q++)
-        score_block<1>(queries + q, keys, count, key_width, scale, scores + q * BLOCK);
+    for (; q + 4 <= number; q += 4, ahead = 0)
+        score_block<4>(queries + q, keys, count, key_width, scale, scores + q * BLOCK, ahead);
+    for (; q < number; q++, ahead = 0)
+        score_block<1>(queries + q, keys, count, key_width, scale, scores + q * BLOCK, ahead);
     for (q = 0; q < number; q++) {
         float *row = scores + q * BLOCK;
         if (bias)
