@@ -37,8 +37,6 @@ PANEL, QUAD, GROUP = 16, 4, 32
 INT32_BYTES = FLOAT_BYTES = 4
 GROUP_BYTES = PANEL * (GROUP // 2 + 2 * 2)
 """Of a panel's group of int4: halves of bytes, and two numbers in float16 for each output."""
-WIDENED = 256
-"""Outputs of an int4 matrix that are floats at a time, where torch multiplies them."""
 
 CodecName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 CODECS: tuple[CodecName, ...] = ("float32", "bfloat16", "float16", "int8", "int4")

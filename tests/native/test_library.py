@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,22 @@ def test_without_a_compiler_torch_decodes_and_one_notice_says_why(pairs, tmp_pat
     assert "no C++ compiler was found (CXX=/nonexistent)" in notice
     assert notices[1] == []
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_without_a_place_for_kernels_torch_decodes(pairs, tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    _, [notice] = run([str(pairs("bart").directory), ""], {"XDG_CACHE_HOME": f"{tmp_path}/file"})
+    assert "Not a directory; set XDG_CACHE_HOME" in notice
+
+
+def test_a_user_without_a_home_has_a_place_for_kernels(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert directory() == Path(tempfile.gettempdir()) / f"xattn-native-{os.getuid()}"
 
 
 def run(arguments, more):

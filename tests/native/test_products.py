@@ -86,11 +86,19 @@ def test_four_bits_are_the_nearest_of_sixteen_steps(inputs, outputs):
     assert torch.equal(wide[0], weight[0])
 
 
-def test_weights_that_float16_cannot_hold_are_refused():
-    weight = random(4, 32)
-    weight[2, 5] = -1e5
-    with pytest.raises(UsageError, match=r"beyond 65504, but is 100000\.0"):
-        NibbleMatrix.of(weight)
+@pytest.mark.parametrize(("scale", "named"), [(1e-8, r"\d\.\d+e-08"), (1e5, r"\d\.\d+e\+05")])
+def test_weights_that_float16_cannot_hold_are_refused(scale, named):
+    with pytest.raises(UsageError, match=rf"weight is {named}: 'int4' is for 4e-06 to 65504"):
+        NibbleMatrix.of(random(4, 32) * scale)
+    assert not NibbleMatrix.of(torch.zeros(4, 32)).wide().any()
+
+
+@pytest.mark.parametrize("least", [1e-31, 1e-38, 1e-42])
+def test_rows_of_next_to_nothing_are_none(kernels, least):
+    x = torch.full((1, 64), least)
+    for matrix in (NarrowMatrix.of(random(40, 64)), NibbleMatrix.of(random(40, 64))):
+        assert matrix.product(x, None).abs().max() <= 64 * least
+        assert matrix._product(x, None).abs().max() <= 64 * 4 * least
 
 
 @pytest.mark.parametrize("careful", [True, False])

@@ -141,3 +141,40 @@ def test_a_tied_head_is_the_embedding(pairs, name, quantize):
     assert (decoder.head.matrix is None) == tied
     assert decoder.head.weight is None
     assert len(vocabularies) == (1 if tied else 2)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A T5 of a width that no panel and no group of weights is a multiple of."""
+    directory = tmp_path_factory.mktemp("odd")
+    tiny.make("t5", directory, d_model=36, d_ff=50, d_kv=7)
+    checkpoint = huggingface.read(directory, "odd")
+    return {quantize: build(checkpoint, quantize=quantize) for quantize in QUANTISED}
+
+
+@pytest.mark.parametrize("form", ["absorbed", "absorbed-int8", "materialized"])
+@pytest.mark.parametrize("quantize", QUANTISED)
+def test_weights_of_any_width_are_read_alike(odd, quantize, form):
+    network = odd[quantize]
+    memory = memory_of(torch.randn(9, 36, generator=torch.Generator().manual_seed(3)), "it")
+    found = []
+    for kernels in (True, False):
+        network.use_kernels = kernels
+        state = network.start([(memory,)] * 2, form=form)
+        found.append(network.step_all(random_tokens(2, 5), state).flatten(0, 1))
+    assert_alike(*found)
+
+
+@pytest.mark.parametrize("quantize", QUANTISED)
+def test_absorbed_memories_share_the_weights_that_were_made_wide(odd, quantize):
+    network = odd[quantize]
+    memories = [memory_of(torch.randn(5, 36), name) for name in ("one", "other", "third")]
+    held = [network.project(memory, form="absorbed") for memory in memories[:2]]
+    [place] = {one.segments[0].k_weight_GKD.data_ptr() for one in held}
+    matrix = network.decoder.layers[0].cross_attn.k.matrix
+    panels = next(iter(matrix.buffers()))
+    panels.bitwise_xor_(1)  # somebody changes the weights while they are held
+    changed = network.project(memories[2], form="absorbed").segments[0].k_weight_GKD
+    panels.bitwise_xor_(1)
+    assert changed.data_ptr() != place
+    assert not torch.equal(changed, held[0].segments[0].k_weight_GKD)

@@ -8,7 +8,7 @@ from torch import nn
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
-from xattn.ledger.workspace import encoding_bytes, torch_bytes, widening_bytes, widest
+from xattn.ledger.workspace import encoding_bytes, torch_bytes, widest
 from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
@@ -36,8 +36,7 @@ class Room:
         self._kernels = network.use_kernels and obstacle(network.decoder) is None
         self._kernels &= library() is not None
         self._weights = _made_wide(network) if is_absorbed(form) else 0
-        widths = [m.in_features for m in network.modules() if isinstance(m, NibbleMatrix)]
-        self._widening = widening_bytes(max(widths, default=0))
+        self._widening = 0 if library() is not None else _widened(network)
 
     def bytes(self, jobs: Collection[Job]) -> int:
         """For a step of all, a piece of one prompt and one memory to arrive; or for encoding."""
@@ -109,6 +108,11 @@ def _most_allowed(job: Job, vocabulary: int) -> int:
     if settings.prefix_allowed_tokens_fn is not None:
         return vocabulary
     return len(settings.forced_eos_token_id or ()) + (settings.forced_bos_token_id is not None)
+
+
+def _widened(network: Network) -> int:
+    """Some outputs of an int4 matrix, where torch multiplies them."""
+    return max((m.widening for m in network.modules() if isinstance(m, NibbleMatrix)), default=0)
 
 
 def _made_wide(network: Network) -> int:

@@ -7,14 +7,7 @@ Axes: P positions that go through an encoder together, D model width.
 
 from collections.abc import Sequence
 
-from xattn.counts import (
-    WIDENED,
-    decoder_matrices,
-    encoder_matrices,
-    matrices,
-    parameters,
-    weight_bytes,
-)
+from xattn.counts import decoder_matrices, encoder_matrices, matrices, parameters, weight_bytes
 from xattn.ledger.account import Setting
 from xattn.ledger.amounts import Amount
 from xattn.spec import DecoderSpec, EncoderSpec, Form, ModelSpec, is_absorbed, is_narrow
@@ -56,15 +49,7 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
         encoding = encoding_bytes(encoder, max(longest, min(several, TOGETHER)))
     else:
         encoding = _pass_bytes(decoder, longest, 0, longest, 0, memories=0, form="materialized")
-    passing = max(decoding, encoding if amounts else 0)
-    if setting.weights_dtype == "int4":
-        passing += widening_bytes(max(one.inputs for one in matrices(spec)))
-    return max(passing, looking_bytes(spec))
-
-
-def widening_bytes(inputs: int) -> int:
-    """Some outputs of an int4 matrix as floats, and on their way there."""
-    return 8 * WIDENED * inputs
+    return max(decoding, encoding if amounts else 0, looking_bytes(spec))
 
 
 def _pass_bytes(

@@ -383,6 +383,8 @@ def _absorption(segment: Segment) -> structs.Absorption | None:
     if not isinstance(segment, Absorbed):
         return None
     bias = segment.v_bias_GK
+    assert segment.k_weight_GKD.is_contiguous()
+    assert segment.v_weight_GKD.is_contiguous()
     return structs.Absorption(
         keys=segment.k_weight_GKD.data_ptr(),
         values=segment.v_weight_GKD.data_ptr(),

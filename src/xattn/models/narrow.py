@@ -23,6 +23,8 @@ from xattn.native import library, structs
 LIMIT = 127
 REST = 254.0
 """Steps of the second quantisation in one of the first."""
+NOTHING = 1e-30
+"""A row of no larger numbers is one of zeros."""
 ROWS = 256
 """Outputs that are quantised at a time; a multiple of 16."""
 GATHERED = 64
@@ -65,7 +67,7 @@ class NarrowMatrix(nn.Module):
         for start in range(0, len(weight_OI), ROWS):
             rows_OI = weight_OI[start : start + ROWS].float()
             scales_O = rows_OI.abs().amax(dim=1) / LIMIT
-            steps_OI = (rows_OI / scales_O.clamp(min=1e-30)[:, None]).round_()
+            steps_OI = (rows_OI / scales_O.clamp(min=NOTHING)[:, None]).round_()
             matrix.put(start, steps_OI.to(torch.int8), scales_O)
         return matrix
 
@@ -119,7 +121,7 @@ class NarrowMatrix(nn.Module):
         x = x.float()
         most = x.abs().amax(dim=-1, keepdim=True)
         scale = most / LIMIT
-        steps = x * torch.where(most > 0, LIMIT / most, 0.0)
+        steps = x * torch.where(most > NOTHING, LIMIT / most, 0.0)
         near, weight_OI = steps.round(), self.steps().float()
         total = near @ weight_OI.T
         if self.careful:
@@ -150,19 +152,25 @@ class NarrowLinear(nn.Module):
         super().__init__()
         self.matrix, self.bias = matrix, bias
         self._wide: weakref.ref[Tensor] | None = None
+        self._made_of: tuple[Any, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to this one's matrix."""
-        return {**vars(self), "_wide": None}
+        return {**vars(self), "_wide": None, "_made_of": ()}
 
     @property
     def weight(self) -> Tensor:
         """The matrix in float32; one tensor for all who hold it at a time."""
-        wide = None if self._wide is None else self._wide()
-        if wide is None:
+        wide, now = None if self._wide is None else self._wide(), self._versions()
+        if wide is None or now != self._made_of:
             wide = self.matrix.wide()
-            self._wide = weakref.ref(wide)
+            self._wide, self._made_of = weakref.ref(wide), now
         return wide
+
+    def _versions(self) -> tuple[Any, ...]:
+        """Changes with the matrix: where its tensors are, and how often they were written to."""
+        held = list(self.matrix.buffers())
+        return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in held)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""

@@ -1,9 +1,9 @@
 """Weights as int4: an eighth of the bytes of float32, and a little for their steps.
 
 Each output of a matrix has, for every 32 inputs, a step and a least number in float16; a weight is
-the least number and 0 to 15 steps. That is GGUF's Q4_1, so that weights of such a file are kept as
-they are. Only weights are rounded: what is multiplied with them keeps 15 bits in the kernels, and
-all of its own in torch.
+the least number and 0 to 15 steps. That is GGUF's Q4_1, and weights of such a file are kept as they
+are where each 32 of them have both ends, as llama.cpp makes them. Only weights are rounded: what is
+multiplied with them keeps 15 bits in the kernels, and all of its own in torch.
 
 Axes: O outputs, I inputs, P panels of 16 outputs, G groups of 32 inputs.
 """
@@ -11,11 +11,15 @@ Axes: O outputs, I inputs, P panels of 16 outputs, G groups of 32 inputs.
 import torch
 from torch import Tensor, nn
 
-from xattn.counts import GROUP, GROUP_BYTES, PANEL, QUAD, WIDENED
-from xattn.errors import require
+from xattn.counts import GROUP, GROUP_BYTES, PANEL, QUAD
+from xattn.errors import UsageError
 from xattn.native import library, structs
 
 MOST = 15
+WIDENED = 256
+"""Outputs that are rounded at a time, or made floats where torch multiplies them."""
+LEAST, GREATEST = 4e-6, 65504.0
+"""Of a matrix's largest weight: float16 has no steps below, and no numbers above."""
 _RUNS = GROUP // 2 // QUAD
 _WEIGHTS = PANEL * GROUP // 2
 """Bytes of a panel's group before its steps."""
@@ -36,6 +40,12 @@ class NibbleMatrix(nn.Module):
     @classmethod
     def of(cls, weight_OI: Tensor) -> "NibbleMatrix":
         """The nearest to a matrix of floats; :class:`UsageError` where float16 cannot hold them."""
+        top = weight_OI.abs().amax().item()
+        if top and not LEAST <= top <= GREATEST:
+            raise UsageError(
+                "`quantize` must be None or 'int8' for a matrix whose largest weight is "
+                f"{top:.3g}: 'int4' is for {LEAST:g} to {GREATEST:g}."
+            )
         matrix = cls(*weight_OI.shape, device=weight_OI.device)
         for start in range(0, len(weight_OI), WIDENED):
             matrix.put(start, weight_OI[start : start + WIDENED].float())
@@ -50,9 +60,6 @@ class NibbleMatrix(nn.Module):
         full = torch.cat([weight_OI, more], dim=1).view(rows, G, GROUP)
         full = torch.cat([full, full.new_zeros(P * PANEL - rows, G, GROUP)])
         least, most = full.amin(dim=-1), full.amax(dim=-1)
-        top = max(most.max().item(), -least.min().item())
-        bound = torch.finfo(torch.float16).max
-        require(top <= bound, "quantize", f"None or int8 where a weight is beyond {bound:.0f}", top)
         least, step = least.half(), ((most - least) / MOST).half()
         steps = (full - least.float()[..., None]) / step.float().clamp(min=1e-30)[..., None]
         nibbles = steps.round_().clamp_(0, MOST).to(torch.uint8)
@@ -64,7 +71,7 @@ class NibbleMatrix(nn.Module):
 
     def wide(self) -> Tensor:
         """The matrix ``[O, I]`` in float32."""
-        return _wide(self.panels_PGB)[: self.out_features, : self.in_features]
+        return _wide(self.panels_PGB)[: self.out_features, : self.in_features].contiguous()
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias``: ``[..., I] -> [..., O]``, float32."""
@@ -84,6 +91,11 @@ class NibbleMatrix(nn.Module):
             of_these = None if bias is None else bias[start:stop]
             found_MO[:, start:stop] = nn.functional.linear(flat_MI, weight_OI, of_these)
         return found_MO.view(*x.shape[:-1], self.out_features)
+
+    @property
+    def widening(self) -> int:
+        """Bytes, at most, that outputs take as floats and on their way there."""
+        return 8 * WIDENED * self.in_features
 
     def described(self, bias: Tensor | None) -> structs.Matrix:
         """As the kernels find it."""

@@ -30,17 +30,21 @@ def compiled(directory: Path) -> Path:
     """
     compiler = compiler_name()
     target = directory / f"kernels-{_fingerprint(compiler)}.so"
-    if target.is_file() and _is_ours(target):
-        return target
     try:
+        if target.is_file() and _is_ours(target):
+            return target
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _is_ours(directory):
-            raise NativeError(f"{directory} belongs to another user")
+            raise NativeError(
+                f"{directory} belongs to another user; set XDG_CACHE_HOME to one of yours"
+            )
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             built = _compile(compiler, Path(scratch))
             os.replace(built, target)
     except OSError as error:
-        raise NativeError(f"{directory}: {error.strerror or error}") from error
+        raise NativeError(
+            f"{directory}: {error.strerror or error}; set XDG_CACHE_HOME to a directory of yours"
+        ) from error
     return target
 
 
@@ -52,7 +56,7 @@ def compiler_name() -> str:
         if found is not None:
             return found
     wanted = f"CXX={named}" if named else " or ".join(COMPILERS)
-    raise NativeError(f"no C++ compiler was found ({wanted})")
+    raise NativeError(f"no C++ compiler was found ({wanted}); install one")
 
 
 def _is_ours(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import tempfile
 import threading
 import warnings
 from ctypes import POINTER, byref, c_int64, c_void_p
@@ -78,8 +79,8 @@ def _library() -> Library | None:
     except NativeError as error:
         if os.environ.get("XATTN_NATIVE") != "0":
             warnings.warn(
-                f"decoding with torch alone, which is slower: {error}. Install a C++ compiler, or "
-                "set XATTN_NATIVE=0 to go without and without this notice.",
+                f"decoding with torch alone, which is slower: {error}. Or set XATTN_NATIVE=0, to "
+                "go without and without this notice.",
                 stacklevel=3,
             )
         return None
@@ -93,6 +94,9 @@ def required() -> Library:
 
 
 def directory() -> Path:
-    """Where compiled kernels are kept."""
+    """Where compiled kernels are kept: not in ``xattn``, which is the store's alone."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "xattn-native"  # not in "xattn", which is the store's alone
+    try:
+        return Path(home).expanduser() / "xattn-native"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"xattn-native-{os.getuid()}"

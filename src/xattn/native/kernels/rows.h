@@ -58,6 +58,7 @@ struct Rows {
 };
 
 constexpr float REST = 254.0f;  // steps of the second quantisation in one of the first
+constexpr float NIL = 1e-30f;   // a row of no larger numbers is one of zeros
 
 // Quantise rows `first` to `last` as the matrix wants them; what does not fill a unit is zero. VNNI
 // multiplies bytes without a sign with bytes that have one: beside int8 weights it is the rows that
@@ -74,7 +75,7 @@ static inline void quantise(Rows &rows, const Matrix &m, int64_t first, int64_t 
             checks += v * 0.0f;
         }
         const float most = largest(tops);
-        const float step = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
+        const float step = most / 127.0f, inverse = most > NIL ? 127.0f / most : 0.0f;
         uint8_t *bytes = rows.bytes + r * rows.width;
         uint8_t *rest = rows.bytes + (rows.count + r) * rows.width;
         int64_t i = 0;
