@@ -20,13 +20,14 @@ def test_one_other_token_fails_and_is_named():
 
 
 def test_quantised_weights_may_choose_others_but_not_fewer():
-    others = judge("same counts", {"a": [ONE], "b": [[[5, 6, 1], [8, 9]]]})
+    others = judge("as likely", {"a": [ONE], "b": [[[5, 6, 1], [8, 9]]]})
     assert others.holds
+    assert not judge("as likely", {"a": [ONE], "b": [[[5, 1, 7], [1, 9]]]}).holds
     assert others.agreement == 4 / 5
-    changed = judge("same counts", {"a": [ONE, [[5, 6, 1], [8, 9]]]})
+    changed = judge("as likely", {"a": [ONE, [[5, 6, 1], [8, 9]]]})
     assert changed.holds
-    assert not judge("same counts", {"a": [ONE, [[5, 6], [8, 9]]]}).holds
-    fewer = judge("same counts", {"a": [ONE], "b": [[[5, 6, 7], [8]]]})
+    assert not judge("as likely", {"a": [ONE, [[5, 6], [8, 9]]]}).holds
+    fewer = judge("as likely", {"a": [ONE], "b": [[[5, 6, 7], [8]]]})
     assert fewer.faults == ("a and b made different numbers of tokens: [3, 2] and [3, 1]",)
 
 
@@ -54,3 +55,18 @@ def test_answers_that_are_missing_are_no_agreement():
     assert agreement([[1], [2]], [[1]]) == 0.5
     assert where([[1], [2]], [[1]]) == "2 answers against 1"
     assert where([[1, 2]], [[1]]) == "answer 0: 2 tokens against 1"
+
+
+def test_quantised_answers_are_as_likely_to_the_other_engine():
+    said = {"a": [ONE], "b": [[[1, 2, 3], [4, 5]]]}
+    scores = {
+        "a": {"a": [-2.0, -1.5], "b": [-2.04, -1.46]},
+        "b": {"a": [-2.1, -1.0], "b": [-2.1, -1.0]},
+    }
+    assert judge("as likely", said, scores).holds
+    scores["b"]["a"] = [-2.1, -4.0]
+    faults = judge("as likely", said, scores).faults
+    said_of = "answer 1 of b has a log-probability of -4.00 a token to a"
+    assert faults == (f"{said_of}, and -1.00 to itself", f"{said_of}, whose own has -1.50")
+    scores["b"]["a"] = [-2.1, float("nan")]
+    assert not judge("as likely", said, scores).holds

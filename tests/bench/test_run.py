@@ -28,6 +28,12 @@ def shorter(self, asked):
     answer = turn(self, asked)
     answer["outputs"][0].pop()
     return answer
+load = worker.Worker._load
+def lazy(self, asked):
+    answer = load(self, asked)
+    for layer in self._engine._model.network.decoder.layers:
+        layer.ffn.down.matrix.scales_O.zero_()
+    return answer
 worker.Worker._turn = {what}
 worker.main()
 """
@@ -111,14 +117,31 @@ def test_a_run_fails_if_an_engine_does_other_work(measure, tmp_path, engine, wha
     assert "**DIFFER**" in page
 
 
-def test_fewer_tokens_fail_even_where_tokens_may_differ(measure):
-    cell = tiny_cell(engines=("xattn", "ctranslate2"), rule="same counts")
+@pytest.mark.parametrize("kind", ["text", "requests"])
+def test_quantised_engines_answer_as_likely(measure, kind):
+    task = {"kind": kind}
+    if kind == "requests":
+        task |= {"prefixes": ((7, 8), (9, 10)), "reads": (0, 0)}
+    cell = tiny_cell(
+        precision="int8", engines=("xattn", "ctranslate2"), rule="as likely", task=task
+    )
+    record, _ = measure(cell, rounds=1)
+    assert list(faults(record)) == []
+    scores = record["cells"][0]["scores"]
+    for author in ("xattn", "ctranslate2"):
+        own, other = scores[author]["xattn"], scores[author]["ctranslate2"]
+        assert own == pytest.approx(other, abs=0.08)
+        assert all(-12 < one < 0 for one in own)
+
+
+def test_other_work_fails_even_where_tokens_may_differ(measure):
+    cell = tiny_cell(precision="int8", engines=("xattn", "ctranslate2"), rule="as likely")
+    less = "setattr(worker.Worker, '_load', lazy) or turn"
     lies = {what: measure(cell, start=tampering("xattn", what), rounds=1)[0] for what in
-            ("other", "shorter")}  # fmt: skip
-    assert list(faults(lies["other"])) == []
-    assert lies["other"]["cells"][0]["equality"]["agreement"] == 7 / 8
-    [fault] = faults(lies["shorter"])
-    assert "different numbers of tokens: [7] and [8]" in fault
+            ("other", "shorter", less)}  # fmt: skip
+    assert any("of xattn has a log-probability of" in one for one in faults(lies["other"]))
+    assert any("different numbers of tokens: [7] and [8]" in one for one in faults(lies["shorter"]))
+    assert any("a token to ctranslate2, and" in fault for fault in faults(lies[less]))
 
 
 def test_an_engine_that_breaks_fails_the_run_and_is_started_again(measure):
@@ -137,6 +160,28 @@ def test_an_engine_that_breaks_fails_the_run_and_is_started_again(measure):
     assert "ctranslate2 failed" in record["cells"][0]["engines"]["xattn"]["not_run"]
     assert record["cells"][1]["equality"]["agreement"] == 1.0
     assert any("out of luck" in line for line in said)
+
+
+def test_an_engine_that_breaks_where_memory_is_taken_loses_no_times(measure):
+    started = []
+
+    def start(name, threads, cores):
+        started.append(name)
+        broken = tampering(name, "lambda self, asked: sys.exit('out of luck')")
+        return (broken if started.count(name) == 2 else command)(name, threads, cores)
+
+    cell = tiny_cell(engines=("xattn", "ctranslate2"), memory="cold")
+    record, _ = measure(cell, start=start, rounds=1)
+    assert all("peak memory of" in fault for fault in faults(record))
+    assert len(list(faults(record))) == 2
+    for found in record["cells"][0]["engines"].values():
+        assert found["measures"]["cold"]["seconds"]
+
+
+def test_weights_that_cannot_be_made_fail_the_run(measure, scratch, monkeypatch):
+    monkeypatch.setattr(runs.Run, "_files", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    record, _ = measure(tiny_cell(engines=("xattn", "ctranslate2")), rounds=1)
+    assert [fault.rpartition(": ")[2] for fault in faults(record)] == ["no room", "no room"]
 
 
 def test_who_cannot_run_a_cell_says_why(measure, tmp_path):
@@ -171,6 +216,12 @@ def test_a_run_goes_on_where_it_was_interrupted(scratch, tmp_path):
     assert run(one, two, resume=True) == (json.loads(json.dumps(both)), [])
     with pytest.raises(UsageError, match=r"of another run: its rounds is 1, and it would be 3 now"):
         run(one, two, resume=True, rounds=3)
+    for damage in ("{", "[]", '{"machine": {}}'):
+        (tmp_path / "bench.json").write_text(damage)
+        with pytest.raises(
+            UsageError, match=r"bench\.json is no record of a run, or a damaged one"
+        ):
+            run(one, resume=True)
     broken = both | {"cells": [both["cells"][0] | {"engines": {"xattn": {"error": "it broke"}}}]}
     (tmp_path / "bench.json").write_text(json.dumps(broken))
     again, started = run(one, resume=True)

@@ -1,13 +1,24 @@
 """Whether engines did the same work. One that did other work is no faster, it is wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-Rule = Literal["same tokens", "same counts"]
-"""``same tokens``: equal precision, token by token. ``same counts``: quantised weights may choose
-other tokens, also from call to call, and no fewer; how long they follow float32 is reported."""
+Rule = Literal["same tokens", "as likely"]
+"""``same tokens``: equal precision, token by token. ``as likely``: quantised weights may choose
+other tokens, also from call to call, and no fewer; each engine's answers are as likely to the other
+as to itself. How long they follow float32 is reported."""
+CLOSE, FAR = 0.1, 1.0
+"""Nats, of mean log-probabilities a token with int8 weights. What one engine says of an answer
+differs from what another says by 0.03 on random weights, and by whole nats where one leaves out
+something; what it says of two answers, by 0.2, and of one that nobody chose, by ten."""
+FOLLOWED = 0.5
+"""Share of another engine's answer that is said before another token, where likelihoods cannot be
+compared."""
+
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+"""Author -> judge -> how likely each answer is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +33,9 @@ class Verdict:
     compared: tuple[str, ...] = ()
 
 
-def judge(rule: Rule, outputs: Mapping[str, Sequence[Any]]) -> Verdict:
+def judge(
+    rule: Rule, outputs: Mapping[str, Sequence[Any]], scores: Scores | None = None
+) -> Verdict:
     """Compare what engines said, over all rounds and measures: name -> its distinct outputs."""
     faults, first = [], {}
     for name, found in outputs.items():
@@ -43,6 +56,14 @@ def judge(rule: Rule, outputs: Mapping[str, Sequence[Any]]) -> Verdict:
                 f"{names[0]} and {name} made different numbers of tokens: "
                 f"{counts(reference)} and {counts(first[name])}"
             )
+        elif rule == "as likely" and scores is None:
+            share = followed(first[name], reference)
+            if share < FOLLOWED:
+                faults.append(
+                    f"{names[0]} and {name} part after {share:.0%} of the answers: "
+                    f"{where(reference, first[name])}"
+                )
+    faults += _unlikely(scores or {})
     return Verdict(
         rule=rule,
         holds=not faults,
@@ -50,6 +71,18 @@ def judge(rule: Rule, outputs: Mapping[str, Sequence[Any]]) -> Verdict:
         faults=tuple(faults),
         compared=tuple(names),
     )
+
+
+def _unlikely(scores: Scores) -> Iterator[str]:
+    pairs = [(author, name) for author in scores for name in scores if name != author]
+    for author, name in pairs:
+        own, seen, best = scores[author][author], scores[author][name], scores[name][name]
+        for number, (to_itself, found, of_others) in enumerate(zip(own, seen, best, strict=True)):
+            what = f"answer {number} of {author} has a log-probability of {found:.2f} a token"
+            if not abs(to_itself - found) <= CLOSE:
+                yield f"{what} to {name}, and {to_itself:.2f} to itself"
+            if not found >= of_others - FAR:
+                yield f"{what} to {name}, whose own has {of_others:.2f}"
 
 
 def counts(outputs: Sequence[Sequence[int]]) -> list[int]:

@@ -1,5 +1,6 @@
 """What figures were measured on: the processor, the packages, the commit."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -52,7 +53,7 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The last commit that changed the sources, with a plus where they were changed since."""
+    """The last commit that changed the sources; where they were changed since, a digest of that."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -60,5 +61,8 @@ def commit() -> str:
         )
 
     last = git("log", "-1", "--format=%h", "--", "src").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", "src").returncode != 0
-    return f"{last}{'+' if changed else ''}" if last else "unknown"
+    changed = git("diff", "HEAD", "--", "src").stdout
+    new = git("ls-files", "--others", "--exclude-standard", "--", "src").stdout.splitlines()
+    changed += "".join(name + (ROOT / name).read_text(errors="replace") for name in new)
+    digest = hashlib.sha256(changed.encode()).hexdigest()[:8] if changed else ""
+    return f"{last}+{digest}".removesuffix("+") if last else "unknown"

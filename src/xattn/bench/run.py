@@ -13,7 +13,7 @@ from typing import Any
 from xattn.bench import machine
 from xattn.bench.aims import judge_aims
 from xattn.bench.cells import Cell
-from xattn.bench.equality import Verdict, followed, judge
+from xattn.bench.equality import Scores, Verdict, followed, judge
 from xattn.bench.making import ModelFiles
 from xattn.bench.processes import (
     THREAD_VARIABLES,
@@ -82,6 +82,7 @@ class Run:
 
     def measure(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Measure the cells that have no record yet; it is written after each of them."""
+        self._settings.output.mkdir(parents=True, exist_ok=True)
         recorded = {cell["name"] for cell in self.record["cells"]}
         for number, cell in enumerate(cells, 1):
             if cell.name in recorded:
@@ -105,28 +106,37 @@ class Run:
         return found | {"followed": shares}
 
     def _write(self) -> None:
-        self._settings.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.record, indent=1)
-        (self._settings.output / RECORD).write_text(text + "\n", encoding="utf-8")
+        whole = self._settings.output / f"{RECORD}.part"
+        whole.write_text(text + "\n", encoding="utf-8")
+        whole.replace(self._settings.output / RECORD)
 
     def _resume(self) -> None:
         """Take the cells of the record in ``output`` that no engine broke in."""
         path = self._settings.output / RECORD
         if not path.is_file():
             return
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        for part in ("machine", "settings"):
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            facts = {part: earlier[part] for part in ("machine", "settings")}
+            engines, cells = earlier["engines"], earlier["cells"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(
+                f"{path} is no record of a run, or a damaged one ({error}): remove it, or give "
+                "another `--output`."
+            ) from error
+        for part, were in facts.items():
             for name, value in self.record[part].items():
-                was = earlier[part].get(name)
+                was = were.get(name)
                 if was != value and name != "date":  # it may last past midnight
                     raise UsageError(
                         f"{path} is of another run: its {name} is {was!r}, and it would be "
                         f"{value!r} now. Give another `--output`, or no `--resume`."
                     )
-        self.record["engines"] = earlier["engines"]
+        self.record["engines"] = engines
         self.record["cells"] = [
             cell
-            for cell in earlier["cells"]
+            for cell in cells
             if not any("error" in found for found in cell["engines"].values())
         ]
         self.record["aims"] = judge_aims(self.record["cells"])
@@ -146,12 +156,15 @@ class Run:
             "engines": {engine: {} for engine in cell.engines},
         }
         try:
+            if cell.task.recordings:
+                Windows(self._settings.scratch).make(len(cell.task.recordings))
+        except (XattnError, OSError) as error:
+            # Without recordings nobody can run it, which is nobody's fault.
+            return self._without(cell, found, "not_run", error)
+        try:
             files = self._files(cell)
         except (XattnError, OSError) as error:
-            # Without its weights or recordings nobody can run it: that is no engine's fault.
-            for engine in cell.engines:
-                found["engines"][engine] = {"not_run": str(error)}
-            return found | {"equality": asdict(judge(cell.rule, {}))}
+            return self._without(cell, found, "error", error)
         ready = self._ready(cell, files, found["engines"])
         turns = [Turn(engine, one) for engine, names in ready.items() for one in names]
         outputs: dict[str, list[Any]] = {}
@@ -170,18 +183,47 @@ class Run:
                 ]
         for engine in ready:
             derive(found["engines"][engine], cell)
+        said = {engine: distinct[0] for engine, distinct in outputs.items()}
+        scores = None
+        if cell.rule == "as likely" and len(said) > 1:
+            try:
+                scores = self._scores(cell, said)
+            except WorkerFailed as error:
+                self._failed(error, found["engines"])
         if cell.memory:
             self._peaks(cell, files, ready, found["engines"])
         return found | {
             "idle": idle_share(rounds),
-            "equality": asdict(verdict(cell, outputs)),
-            "outputs": {engine: distinct[0] for engine, distinct in outputs.items()},
+            "equality": asdict(verdict(cell, outputs, scores)),
+            "scores": scores,
+            "outputs": said,
         }
 
+    def _without(
+        self, cell: Cell, found: dict[str, Any], why: str, error: Exception
+    ) -> dict[str, Any]:
+        """A cell that no engine could run."""
+        found["engines"] = {engine: {why: str(error)} for engine in cell.engines}
+        return found | {"equality": asdict(judge(cell.rule, {}))}
+
+    def _scores(self, cell: Cell, said: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+        """How likely each engine's answers are to all; None where one of them cannot say."""
+        task = asdict(cell.task)
+        try:
+            return {
+                author: {
+                    engine: self._workers[engine].ask("likelihood", task=task, answers=answers)[
+                        "logprobs"
+                    ]
+                    for engine in said
+                }
+                for author, answers in said.items()
+            }
+        except NotRun:
+            return None
+
     def _files(self, cell: Cell) -> ModelFiles:
-        """The cell's weights and recordings, made by a process of its own if need be."""
-        if cell.task.recordings:
-            Windows(self._settings.scratch).make(len(cell.task.recordings))
+        """The cell's weights, made by a process of its own if need be."""
         if not cell.model:
             return ModelFiles(name="", xattn="")
         note = self._settings.scratch / cell.model / "files.json"
@@ -266,14 +308,21 @@ class Run:
     ) -> None:
         """Peak memory of one call in a process that has done nothing else."""
         for engine in ready:
+            if "notes" not in engines[engine]:  # it broke
+                continue
             setting = engines[engine]["notes"].get("setting", ())
             task = replace(cell.task, setting=tuple(setting))
-            with self._start(engine) as process:
-                process.ask("load", files=asdict(files), precision=cell.precision)
-                before = process.ask("memory")
-                process.ask("set_up", task=asdict(task))
-                process.ask("turn", measure=cell.memory, repeats=1)
-                after = process.ask("memory")
+            try:
+                with self._start(engine) as process:
+                    process.ask("load", files=asdict(files), precision=cell.precision)
+                    before = process.ask("memory")
+                    process.ask("set_up", task=asdict(task))
+                    process.ask("turn", measure=cell.memory, repeats=1)
+                    after = process.ask("memory")
+            except (WorkerFailed, NotRun) as error:
+                self._say(f"error: peak memory of {error}")
+                engines[engine]["error"] = f"peak memory of {error}"
+                continue
             engines[engine]["memory"] = {
                 "loaded_bytes": before["resident_bytes"],
                 "peak_bytes": after["peak_bytes"],
@@ -316,10 +365,10 @@ def derive(found: dict[str, Any], cell: Cell) -> None:
     }
 
 
-def verdict(cell: Cell, outputs: dict[str, list[Any]]) -> Verdict:
+def verdict(cell: Cell, outputs: dict[str, list[Any]], scores: Scores | None) -> Verdict:
     """Whether the engines did the same work; those of another precision only inform."""
     strict = {name: found for name, found in outputs.items() if name not in cell.loose}
-    return judge(cell.rule, strict)
+    return judge(cell.rule, strict, scores)
 
 
 def idle_share(rounds: Rounds) -> float | None:

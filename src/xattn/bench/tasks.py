@@ -35,6 +35,12 @@ class Task:
     positions: int = 0
     form: Form = "materialized"
 
+    def requests(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The number of the source that each request reads, and what its answer begins with."""
+        if not self.reads:
+            return [(0, ())]
+        return list(zip(self.reads, self.prefixes, strict=True))
+
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Task":
         """From what JSON made of it."""

@@ -11,6 +11,7 @@ load        ``files``, ``precision``         ``seconds``
 set_up      ``task``                         ``measures``, ``notes``
 turn        ``measure``, ``repeats``,        ``seconds`` of each repeat, ``outputs`` of the last
             ``discard``
+likelihood  ``task``, ``answers``            ``logprobs``: the mean of each answer's tokens
 memory                                       ``resident_bytes``, ``peak_bytes``, ``cpu_seconds``
 quit
 ==========  ===============================  =====================================================
@@ -30,7 +31,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from xattn.bench.engines import Engine, engine_of
+from xattn.bench.engines import Engine, Scorer, engine_of
 from xattn.bench.making import ModelFiles
 from xattn.bench.tasks import NotRun, Ready, Task
 from xattn.errors import require
@@ -55,6 +56,7 @@ class Worker:
                 "load": self._load,
                 "set_up": self._set_up,
                 "turn": self._turn,
+                "likelihood": self._likelihood,
                 "memory": lambda _: memory_in_use(),
                 "quit": lambda _: {},
             }
@@ -105,6 +107,12 @@ class Worker:
             if repeat >= 0:
                 seconds.append(took)
         return {"seconds": seconds, "outputs": outputs}
+
+    def _likelihood(self, asked: dict[str, Any]) -> dict[str, Any]:
+        engine = self._running()
+        if not isinstance(engine, Scorer):
+            raise NotRun(f"{self._name} scores no answers here")
+        return {"logprobs": engine.likelihood(Task.of(asked["task"]), asked["answers"])}
 
 
 def memory_in_use() -> dict[str, Any]:

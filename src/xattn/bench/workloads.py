@@ -183,7 +183,7 @@ def _beams(count: int) -> str:
 
 
 def _rule(precision: Precision) -> Rule:
-    return "same tokens" if precision == "fp32" else "same counts"
+    return "same tokens" if precision == "fp32" else "as likely"
 
 
 def _engines(precision: Precision) -> tuple[str, ...]:

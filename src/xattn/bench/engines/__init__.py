@@ -1,10 +1,10 @@
 """The engines that are compared; each is imported only in the process that runs it."""
 
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from xattn.bench.making import ModelFiles
-from xattn.bench.tasks import Precision, Ready, Task
+from xattn.bench.tasks import Precision, Ready, Task, Tokens
 from xattn.errors import require
 
 MODULES = {
@@ -28,6 +28,14 @@ class Engine(Protocol):
 
     def set_up(self, task: Task) -> Ready:
         """What can be timed of ``task``; :class:`NotRun` if nothing can."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An engine that says how likely answers are, which may be another's."""
+
+    def likelihood(self, task: Task, answers: Tokens) -> list[float]:
+        """Of each answer: mean log-probability a token. :class:`NotRun` if it cannot say."""
 
 
 def engine_of(name: str, threads: int) -> Engine:

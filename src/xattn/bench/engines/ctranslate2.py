@@ -77,6 +77,26 @@ class Engine:
             raise NotRun(f"CTranslate2 has nothing to run for {task.kind!r} here")
         return kinds[task.kind](task)
 
+    def likelihood(self, task: Task, answers: Tokens) -> list[float]:
+        """How likely each answer is: mean log-probability a token."""
+        if self._whisper is not None:
+            raise NotRun("CTranslate2's Whisper scores no answers")
+        requests = task.requests()
+        sources = [self._names(task.sources[source]) for source, _ in requests]
+        targets = [
+            self._names([*prefix, *answer])
+            for (_, prefix), answer in zip(requests, answers, strict=True)
+        ]
+        found = self._translator(1).score_batch(
+            sources, targets, max_batch_size=1, max_input_length=0
+        )
+        lengths = map(len, answers)
+        # The last is the end's, which no answer has.
+        return [
+            sum(one.log_probs[-length - 1 : -1]) / length
+            for one, length in zip(found, lengths, strict=True)
+        ]
+
     # Text
 
     def _text(self, task: Task) -> Ready:

@@ -20,6 +20,8 @@ from xattn.costs import absorption_bytes
 from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
 from xattn.spec import is_absorbed
 
+TOGETHER = 32
+"""Tokens of an answer that are scored in one step."""
 MOST_SPOKEN = 224
 """New tokens of a window of speech, as the other engines are told."""
 
@@ -62,6 +64,21 @@ class Engine:
         if task.kind not in kinds:
             raise NotRun(f"xattn has nothing to run for {task.kind!r}")
         return kinds[task.kind](task)
+
+    @torch.inference_mode()
+    def likelihood(self, task: Task, answers: Tokens) -> list[float]:
+        """How likely each answer is: mean log-probability a token."""
+        network = self._model.network
+        memories = self._model.encode_batch([list(source) for source in task.sources])
+        found = []
+        for (source, prefix), answer in zip(task.requests(), answers, strict=True):
+            state = network.start([[memories[source]]])
+            fed = torch.tensor([[*self._files.start, *prefix, *answer[:-1]]])
+            # In pieces that the kernels take, as in decoding.
+            logits = [network.step_all(piece, state) for piece in fed.split(TOGETHER, dim=1)]
+            logprobs_TV = torch.cat(logits, dim=1)[0, -len(answer) :].log_softmax(dim=-1)
+            found.append(logprobs_TV.gather(1, torch.tensor(answer)[:, None]).mean().item())
+        return found
 
     # One source
 
