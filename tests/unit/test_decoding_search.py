@@ -325,7 +325,7 @@ def test_logits_are_asked_of_the_tokens_that_are_allowed_where_these_are_few(kin
 
 
 @pytest.mark.parametrize("kind", [{}, {"num_beams": 2}])
-@pytest.mark.parametrize("allowed", [[], [V], [-1]])
+@pytest.mark.parametrize("allowed", [[], [V], [-1], [1.5]])
 def test_a_function_that_allows_nothing_or_what_is_no_token_is_named(kind, allowed):
     settings = Settings(prefix_allowed_tokens_fn=lambda request, tokens: allowed, **kind)
     with pytest.raises(UsageError, match="prefix_allowed_tokens_fn returns for request 0 after"):

@@ -177,7 +177,9 @@ class PrefixAllowed:
         tokens = [*self._prompts[request], *new]
         allowed = list(self._function(request, torch.tensor(tokens)))
         about = f"what prefix_allowed_tokens_fn returns for request {request} after {tokens}"
-        fits = bool(allowed) and all(0 <= token < self._vocab_size for token in allowed)
+        fits = bool(allowed) and all(
+            0 <= token < self._vocab_size and int(token) == token for token in allowed
+        )
         bound = f"at least one token id, each from 0 to {self._vocab_size - 1}"
         require(fits, about, bound, allowed)
         return [int(token) for token in allowed]
