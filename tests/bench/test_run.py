@@ -310,4 +310,4 @@ def test_bad_usage_is_said(capsys):
     assert main(["bench", "--cores", "x"]) == 2
     assert "`--cores` must be some of [" in capsys.readouterr().err
     assert main(["bench", "--list", "--quick", "--json", "--only", "W3"]) == 0
-    assert json.loads(capsys.readouterr().out) == ["W3/t5-small/512/8/fp32"]
+    assert json.loads(capsys.readouterr().out) == ["W3/t5-small/256/4/fp32"]

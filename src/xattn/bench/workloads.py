@@ -103,7 +103,7 @@ class Plan:
 
     def _prefixes(self) -> Iterator[Cell]:
         """What one source is asked 32 times; CTranslate2 and transformers encode each time."""
-        count, length = (8, 512) if self._quick else (32, 4096)
+        count, length = (4, 256) if self._quick else (32, 4096)
         yield Cell(
             workload="W3",
             axes={"model": "t5-small", "source": length, "prefixes": count, "as": "fp32"},
@@ -119,7 +119,7 @@ class Plan:
 
     def _requests(self) -> Iterator[Cell]:
         """Four questions to each of eight documents, all at once."""
-        documents, requests, length = 8, 32, 64 if self._quick else 1024
+        documents, requests, length = (4, 16, 64) if self._quick else (8, 32, 1024)
         for precision in PRECISIONS[:1] if self._quick else PRECISIONS:
             yield Cell(
                 workload="W4",
@@ -135,7 +135,7 @@ class Plan:
                 ),
                 rule=_rule(precision),
                 engines=_engines(precision),
-                memory="cold",
+                memory="" if self._quick else "cold",
             )
 
     def _language(self) -> Iterator[Cell]:

@@ -68,6 +68,8 @@ class Engine:
     @torch.inference_mode()
     def likelihood(self, task: Task, answers: Tokens) -> list[float]:
         """How likely each answer is: mean log-probability a token."""
+        if not task.sources:
+            raise NotRun("answers to recordings are not scored")
         network = self._model.network
         memories = self._model.encode_batch([list(source) for source in task.sources])
         found = []
