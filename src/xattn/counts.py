@@ -141,17 +141,22 @@ def weight_bytes(spec: ModelSpec, *, dtype: str = "float32", quantize: str | Non
     return held + wide * FLOAT_BYTES
 
 
-def read_bytes(spec: DecoderSpec, *, dtype: str = "float32", quantize: str | None = None) -> int:
+def read_bytes(
+    spec: DecoderSpec, *, dtype: str = "float32", quantize: str | None = None, rows: int = 1
+) -> int:
     """Bytes of weights that one step multiplies with.
 
     Not those of keys and values of a memory, which are applied once to it, nor of norms and biases,
-    which are nothing beside them; of experts those of one token.
+    which are nothing beside them; of experts as many as ``rows`` tokens choose that are routed at
+    random.
     """
     total = 0.0
     for matrix in decoder_matrices(spec):
         if matrix.role in ("memory", "table"):
             continue
-        share = 1.0 if matrix.active is None else matrix.active / max(1, matrix.times)
+        share = 1.0
+        if matrix.active is not None and matrix.times:
+            share = 1.0 - (1.0 - matrix.active / matrix.times) ** rows
         total += share * _multiplied_bytes(matrix, dtype, quantize)
     return round(total)
 

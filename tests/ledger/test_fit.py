@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from driven import Driven
+from tiny import memory_heavy
 
+import xattn
 from xattn.errors import UsageError
 from xattn.ledger import plan
 from xattn.ledger.amounts import MOST_COUNT, amount_of
@@ -21,7 +24,7 @@ def test_what_fits_fits_and_one_more_does_not(form):
     [found] = [one for one in fit(T5, given, budget, beams=2) if one.form == form]
 
     def total(**changed):
-        return plan(T5, given, **{"beams": 2, "form": form} | changed).total_bytes
+        return plan(T5, given, engine=True, **{"beams": 2, "form": form} | changed).total_bytes
 
     assert total(batch=found.batch) <= budget < total(batch=found.batch + 1)
     assert total(beams=found.beams) <= budget < total(beams=found.beams + 1)
@@ -50,9 +53,39 @@ def test_so_many_sources_fit_and_one_more_does_not(name, kind, given, counted, b
 
         def total(count, form=found.form):
             inputs = {kind: counted.format(count)}
-            return plan(spec, inputs, form=form, dtype=dtype).total_bytes
+            return plan(spec, inputs, form=form, dtype=dtype, engine=True).total_bytes
 
         assert total(count) <= budget * GIB < total(count + 1), found.form
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """One model, with weights of each kind."""
+    directory = tmp_path_factory.mktemp("heavy")
+    memory_heavy(directory)
+    return {kind: xattn.load(directory, quantize=kind) for kind in (None, "int8", "int4")}
+
+
+@pytest.mark.parametrize("prompt", [1, 40, 300])
+@pytest.mark.parametrize("form", ["materialized", "absorbed"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_what_fits_is_what_an_engine_takes(heavy, quantize, form, prompt):
+    model, length, new = heavy[quantize], 300, 64
+    budget = (192 if prompt < 300 else 768) << 20
+    weights = model.ledger().total_bytes
+    kinds = {"weights_dtype": quantize or "float32", "prompt_tokens": prompt, "new_tokens": new}
+    given = {"document": length}
+    [said] = [f for f in fit(model.spec, given, weights + budget, **kinds) if f.form == form]
+    driven = Driven(model, form=form, max_rows=4096)
+
+    def taken(count):
+        sources = [[3 + (n + k) % 500 for k in range(length)] for n in range(count)]
+        told = [5] * (prompt - 1) or None
+        jobs = [driven.job(source, told, max_new_tokens=new) for source in sources]
+        return driven.admission.predicted(jobs).total
+
+    assert said.batch > 3
+    assert taken(said.batch) <= budget < taken(int(1.15 * said.batch) + 1)
 
 
 def test_nothing_fits_where_weights_alone_are_too_many():

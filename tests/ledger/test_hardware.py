@@ -4,6 +4,7 @@ from datetime import date
 
 import pytest
 
+from xattn.errors import UsageError
 from xattn.ledger import plan
 from xattn.ledger.hardware import Machine, estimate, machine_of, machines
 from xattn.ledger.specs import spec_of
@@ -83,3 +84,22 @@ def test_several_machines_share_the_work():
     two = machine_of("h100x2")
     assert two.reading_rate == 2 * 3.35e12
     assert two.total_dollars_per_hour == 2 * machine_of("h100").dollars_per_hour
+
+
+@pytest.mark.parametrize("key", ["rtx4090", "mi300x", "H200", "xx"])
+def test_a_machine_may_have_any_name(tmp_path, key):
+    table = tmp_path / "mine.toml"
+    lines = [
+        f"[{key}]",
+        'name = "mine"',
+        'source = "me"',
+        "memory_bytes = 1",
+        "bytes_per_second = 1.0",
+    ]
+    lines += ["dollars_per_hour = 1.0", "[" + key + ".flops_per_second]", "float32 = 1.0"]
+    table.write_text("\n".join(lines))
+    for name in (key, key.lower(), key.upper()):
+        assert machine_of(name, table).count == 1
+    assert machine_of(f"{key}x8", table).count == 8
+    with pytest.raises(UsageError, match=f"must be {key}, or {key}xN"):
+        machine_of(f"{key}x0", table)

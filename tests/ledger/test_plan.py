@@ -239,7 +239,9 @@ def test_unknown_models_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json is no JSON"):
         spec_of(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match=r"`model_type` must be one of"):
+    with pytest.raises(
+        CheckpointError, match=r"must be of a model with cross-attention.*mllama"
+    ):
         spec_of(tmp_path / "config.json")
 
 
@@ -309,3 +311,33 @@ def test_configs_that_no_model_can_have_are_named(config, message):
 
 def test_fewer_layers_than_would_have_experts_are_planned():
     assert plan(spec_from_config(MOE), {"document": 10}).total_bytes > 0
+
+
+def test_what_absorbed_memories_are_read_with_is_wide_beside_narrow_weights():
+    given = {"document": 100}
+    for weights in ("int8", "int4"):
+        ledger = plan(T5, given, form="absorbed", weights_dtype=weights)
+        cross = T5.decoder.cross_attention
+        per_layer = 2 * T5.decoder.memory_width * cross.heads * cross.head_width * 4
+        assert ledger.of("wide projections") == T5.decoder.layers * per_layer
+        for other in (
+            plan(T5, given, weights_dtype=weights),
+            plan(T5, given, form="absorbed"),
+            plan(T5, {}, form="absorbed", weights_dtype=weights),
+        ):
+            assert other.of("wide projections") == 0
+
+
+def test_many_rows_read_more_experts():
+    spec = spec_of("nllb-54b")
+    read = [
+        next(
+            row.step_bytes
+            for row in plan(spec, {"document": 9}, batch=n).rows
+            if row.what == "weights"
+        )
+        for n in (1, 2, 64, 4096)
+    ]
+    experts = 6 * 128 * 2 * 2048 * 8192 * 4
+    assert read[0] < read[1] < read[2] < read[3]
+    assert read[3] - read[0] == pytest.approx(experts * (1 - 2 / 128), rel=0.01)

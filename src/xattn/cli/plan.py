@@ -14,7 +14,7 @@ from xattn.ledger.account import HEADER, Alternative, Ledger
 from xattn.ledger.alternatives import alternatives
 from xattn.ledger.amounts import KINDS, MOST_COUNT
 from xattn.ledger.fit import Fit, fit
-from xattn.ledger.hardware import Estimate, Machine, estimate, machine_of
+from xattn.ledger.hardware import Estimate, Machine, estimate, machine_of, machines
 from xattn.ledger.plan import NEW_TOKENS, plan
 from xattn.ledger.shapes import shapes
 from xattn.ledger.specs import spec_of
@@ -148,6 +148,8 @@ def plan_model(
     ledger = plan(spec, inputs, form=form, **settings)
     others = alternatives(spec, inputs, form=form, **settings) if inputs else []
     fits = None if fit_bytes is None else fit(spec, inputs, fit_bytes, **settings)
+    if hardware is not None:
+        machines(hardware)  # what is wrong with it is said whether it is used or not
     estimates = [estimate(ledger, machine_of(name, hardware)) for name in gpu or ()]
     if plot is not None:
         ledger.plot(plot)

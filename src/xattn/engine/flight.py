@@ -14,7 +14,7 @@ from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.decoding.course import Move
 from xattn.decoding.request import Hypothesis
 from xattn.engine.job import Job
-from xattn.engine.room import CHUNK, FEW_TOKENS
+from xattn.ledger.workspace import CHUNK, FEW_TOKENS
 from xattn.models.network import Network
 from xattn.models.state import DecodeState
 from xattn.spec import Form

@@ -8,24 +8,24 @@ from torch import nn
 
 from xattn.decoding.constraints import FEW_ALLOWED
 from xattn.engine.job import Job
-from xattn.ledger.workspace import encoding_bytes, torch_bytes, widest
+from xattn.ledger.workspace import (
+    CHUNK,
+    ENCODED_AT_ONCE,
+    FEW_TOKENS,
+    SHORT_PROMPT,
+    encoding_bytes,
+    projecting_bytes,
+    torch_bytes,
+)
 from xattn.models.compiled import FEW, ROWS, obstacle
 from xattn.models.narrow import NarrowLinear
 from xattn.models.network import Network
 from xattn.models.nibbles import NibbleMatrix
 from xattn.native import library
-from xattn.spec import Form, is_absorbed, is_narrow
+from xattn.spec import Form, is_absorbed
 
-CHUNK = 256
-"""Tokens of a prompt that are fed in one step, at most."""
-SHORT_PROMPT = 8
-"""Tokens of a prompt that are worth no step of their own while other rows are in flight."""
-FEW_TOKENS = 64
-"""Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""
 SAMPLED = 10
 """What a sampler makes of the logits that it chooses from, in copies of them."""
-ENCODED_AT_ONCE = 512
-"""Positions that are encoded between two steps, if one source is no longer."""
 
 
 class Room:
@@ -89,9 +89,8 @@ class Room:
         )
 
     def _projecting(self, positions: int) -> int:
-        """One layer of a memory before it is where it stays, and wide weights of narrow layers."""
-        copies = 6 if is_narrow(self._form) else 2
-        return 4 * copies * positions * widest(self._spec, self._form) + self._weights
+        """One layer of a memory, and wide weights of narrow layers."""
+        return projecting_bytes(self._spec, positions, self._form) + self._weights
 
     def _choosing(self, jobs: Collection[Job]) -> int:
         """What courses make of logits, one after the other, and rows of the few allowed tokens."""

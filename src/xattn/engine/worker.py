@@ -11,7 +11,6 @@ from xattn.engine.admission import Admission, Bytes
 from xattn.engine.flight import Flight, Landing
 from xattn.engine.job import Desk, Job, steps_for
 from xattn.engine.memories import Memories, Shared
-from xattn.engine.room import CHUNK, ENCODED_AT_ONCE, SHORT_PROMPT
 from xattn.engine.scheduler import Scheduler
 from xattn.engine.stats import EngineStats
 from xattn.engine.ticket import cancelled
@@ -24,6 +23,7 @@ from xattn.errors import (
     RequestCancelledError,
 )
 from xattn.ledger.account import Account, Row
+from xattn.ledger.workspace import CHUNK, ENCODED_AT_ONCE, SHORT_PROMPT
 from xattn.model import Model
 from xattn.spec import Form
 

@@ -17,6 +17,7 @@ What = Literal[
     "keys and values",
     "self-attention cache",
     "weights",
+    "wide projections",
     "workspace",
     "at rest",
 ]
@@ -69,6 +70,8 @@ class Setting:
     """All requests read the same memories; else each has its own."""
     prompt_tokens: int
     new_tokens: int
+    engine: bool = False
+    """An engine serves them, which reads one prompt at a time, in pieces."""
 
     @property
     def rows(self) -> int:

@@ -26,7 +26,7 @@ def in_transformers(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
     # DynamicCache grows by concatenation: keys of one layer are there twice for a moment.
     grown = cache + (inputs if decoder.cross_attention is None else 0)
     twice = grown // (2 * decoder.self_layers)
-    weights = read_bytes(decoder, dtype=dtype)
+    weights = read_bytes(decoder, dtype=dtype, rows=rows)
     return Alternative(
         name="transformers",
         input_bytes=inputs,

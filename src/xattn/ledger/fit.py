@@ -32,9 +32,9 @@ def fit(
 ) -> list[Fit]:
     """The largest batch, number of beams and number of sources that fit, for each exact form.
 
-    ``settings`` are those of :func:`plan`, but for ``form``: all are tried, and those that are not
-    exact for this decoder left out. A kind of input has one amount here. Weights and workspace
-    count.
+    They are requests to an engine, which takes no more at a time. ``settings`` are those of
+    :func:`plan`, but for ``form``: all are tried, and those that are not exact for this decoder
+    left out. A kind of input has one amount here. Weights and workspace count.
     """
     require(is_whole(budget_bytes, 1), "budget_bytes", "at least 1", budget_bytes)
     if "form" in settings:
@@ -58,7 +58,7 @@ def _in_form(
     spec: ModelSpec, amounts: Mapping[str, Amount], budget: int, settings: dict[str, Any]
 ) -> Fit:
     def fits(inputs: Mapping[str, Amount] = amounts, **changed: Any) -> bool:
-        return plan(spec, inputs, **{**settings, **changed}).total_bytes <= budget
+        return plan(spec, inputs, **{**settings, **changed}, engine=True).total_bytes <= budget
 
     def sources_fit(kind: str, count: int) -> bool:
         return fits({**amounts, kind: replace(amounts[kind], count=count)})

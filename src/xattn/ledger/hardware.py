@@ -128,7 +128,12 @@ def machines(override: Path | None = None) -> dict[str, Machine]:
 def machine_of(name: str, override: Path | None = None) -> Machine:
     """``h100``, or ``h100x8`` for eight of them; :class:`UsageError` with near names."""
     known = machines(override)
-    key, _, count = name.strip().lower().partition("x")
+    by_lower = {one.lower(): one for one in known}
+    whole = name.strip().lower()
+    if whole in by_lower:  # a name may have an x of its own
+        return known[by_lower[whole]]
+    key, _, count = whole.rpartition("x")
+    key = by_lower.get(key or whole, key or whole)
     if key not in known:
         near = get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -53,6 +53,7 @@ def plan(
     shared: bool = False,
     prompt_tokens: int = 1,
     new_tokens: int = NEW_TOKENS,
+    engine: bool = False,
 ) -> Ledger:
     """What ``batch`` requests take that each attend to ``inputs``, with ``beams`` beams each.
 
@@ -63,7 +64,9 @@ def plan(
     is that of states, keys and values, ``int8`` meaning the int8 form of ``form`` over states in
     float32; ``weights_dtype`` that of weights, ``int4`` among them, the same if not given.
     ``store_codec`` adds what the states take on disk. Each request feeds ``prompt_tokens`` and
-    generates ``new_tokens``; FLOPs and bytes of a step are those of the middle one.
+    generates ``new_tokens``; FLOPs and bytes of a step are those of the middle one. With
+    ``engine`` they are an :class:`~xattn.Engine`'s, which reads prompts one at a time; else all are
+    read at once, as ``generate_batch`` does.
 
     Raises :class:`UsageError` for an input that the model does not read, and for numbers out of
     bounds; :class:`AbsorptionError` where ``form`` is not exact for this decoder.
@@ -80,6 +83,7 @@ def plan(
         shared=shared,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
+        engine=engine,
     )
     _check(spec.decoder, setting)
     amounts = amounts_of(spec, inputs)
@@ -210,7 +214,7 @@ def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iter
     decoder, rows, form = spec.decoder, setting.rows, setting.form
     quantize = setting.weights_dtype if setting.weights_dtype in ("int8", "int4") else None
     dtype = "float32" if quantize else setting.weights_dtype
-    read = read_bytes(decoder, dtype=dtype, quantize=quantize)
+    read = read_bytes(decoder, dtype=dtype, quantize=quantize, rows=rows)
     step_flops = rows * (layer_flops(decoder) + head_flops(decoder))
     if amounts and is_absorbed(form):  # the projections go to the queries, in every step
         read += absorption_bytes(decoder, dtype=dtype)
@@ -233,6 +237,9 @@ def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iter
         step_flops=step_flops,
         step_bytes=read,
     )
+    if amounts and is_absorbed(form) and quantize is not None:
+        wide = absorption_bytes(decoder)
+        yield Row(input="model", what="wide projections", bytes=wide)
     yield Row(input="model", what="workspace", bytes=workspace_bytes(spec, amounts, setting))
 
 

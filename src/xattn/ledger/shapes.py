@@ -185,7 +185,7 @@ def _gemma(
 
 def _t5gemma(version: int, sizes: str, encoder: dict[str, Any], decoder: dict[str, Any]) -> Shape:
     kind = "t5gemma" if version == 1 else "t5gemma2"
-    hub = f"google/t5gemma-{'' if version == 1 else '2-'}{sizes}"
+    hub = f"google/t5gemma-{sizes}-ul2" if version == 1 else f"google/t5gemma-2-{sizes}"
     config: dict[str, Any] = dict(model_type=kind, encoder=encoder, decoder=decoder)
     if version == 2:
         config["encoder"] = dict(

@@ -8,11 +8,11 @@ import json
 from difflib import get_close_matches
 from pathlib import Path
 
-from xattn.errors import UsageError
+from xattn.errors import UnsupportedModelError, UsageError
 from xattn.ledger.described import DESCRIBED
 from xattn.ledger.shapes import Config, shapes
 from xattn.models.catalog import find
-from xattn.models.families import family_of
+from xattn.models.families import FAMILIES, family_of
 from xattn.models.hub import fetch_config, is_hub_id
 from xattn.models.packages import PREFIX
 from xattn.models.resolve import resolve
@@ -54,9 +54,18 @@ def spec_of(name: str | Path, *, offline: bool = True) -> ModelSpec:
 
 def spec_from_config(config: Config) -> ModelSpec:
     """The spec that a Hugging Face config describes."""
-    describe = DESCRIBED.get(str(config.get("model_type")))
+    name = config.get("model_type")
+    describe = DESCRIBED.get(str(name))
     if describe is not None:
         return describe(config)
+    if name not in FAMILIES:
+        known = sorted({*DESCRIBED, *FAMILIES})
+        near = get_close_matches(str(name), known, n=1, cutoff=0.75)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnsupportedModelError(
+            "config.json: `model_type` must be of a model with cross-attention, or of a decoder "
+            f"that takes memories ({', '.join(known)}), but is {name!r} instead.{hint}"
+        )
     return family_of(config).spec(config, {})
 
 

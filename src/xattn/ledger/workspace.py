@@ -6,14 +6,35 @@ Axes: P positions that go through an encoder together, D model width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from xattn.counts import decoder_matrices, encoder_matrices, matrices, parameters, weight_bytes
+from xattn.costs import absorption_bytes
+from xattn.counts import (
+    GROUP,
+    GROUP_BYTES,
+    PANEL,
+    QUAD,
+    Matrix,
+    decoder_matrices,
+    encoder_matrices,
+    matrices,
+    parameters,
+    weight_bytes,
+)
 from xattn.ledger.account import Setting
 from xattn.ledger.amounts import Amount
 from xattn.spec import DecoderSpec, EncoderSpec, Form, ModelSpec, is_absorbed, is_narrow
 
 TOGETHER = 4096
 """Positions that go through an encoder in one pass, unless one source alone has more."""
+CHUNK = 256
+"""Tokens of a prompt that an engine feeds in one step, at most."""
+SHORT_PROMPT = 8
+"""Tokens of a prompt that are worth no step of their own while other rows are in flight."""
+FEW_TOKENS = 64
+"""Tokens of one step over the rows in flight, at most, beside a prompt that is read alone."""
+ENCODED_AT_ONCE = 512
+"""Positions that an engine encodes between two steps, if one source is no longer."""
 BLOCK = 1024
 """Positions that go through a feed-forward together."""
 KERNEL_TOKENS = 64
@@ -31,25 +52,45 @@ LOOKED_AT = 2**22
 def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> int:
     """The largest of what encoding, decoding and looking at the weights take for a while."""
     decoder, form = spec.decoder, setting.form
-    fed = max(setting.rows, setting.batch * setting.prompt_tokens)
-    decoding = _pass_bytes(
+    prompt, together = setting.prompt_tokens, TOGETHER
+    memories = sum(amount.memories for amount in amounts)
+    step = partial(
+        _pass_bytes,
         decoder,
-        fed,
-        setting.rows,
-        setting.prompt_tokens + setting.new_tokens,
-        sum(amount.total for amount in amounts),
-        memories=sum(amount.memories for amount in amounts),
+        positions=sum(amount.total for amount in amounts),
+        memories=memories,
         form=form,
-    ) + moving_bytes(decoder, setting.fed, setting.rows, setting.dtype)
+    )
+    seen, fed = prompt + setting.new_tokens, max(setting.rows, setting.batch * prompt)
+    decoding, moving = 0, moving_bytes(decoder, setting.fed, setting.rows, setting.dtype)
+    if setting.engine:
+        together = ENCODED_AT_ONCE
+        fed = max(setting.rows, min(setting.rows * min(prompt, SHORT_PROMPT), FEW_TOKENS))
+        if prompt > 1:
+            decoding += step(min(prompt, CHUNK), 1, prompt)
+            moving += decoder.self_cache_bytes(prompt, rows=1, dtype=setting.dtype)
+        decoding += projecting_bytes(
+            decoder, max((one.positions for one in amounts), default=0), form
+        )
+    decoding += step(fed, setting.rows, seen)
+    if is_absorbed(form) and setting.weights_dtype in ("int8", "int4"):
+        layers = max(1, decoder.placement.projections)
+        decoding += absorption_bytes(decoder) // layers  # the next on their way
     longest = max((amount.encoded for amount in amounts), default=0)
     several = sum(amount.memories * amount.encoded for amount in amounts) * setting.copies
     known = [one.encoder for one in spec.lent if one.encoder is not None]
     encoder = spec.encoder or (known[0] if known else None)
     if encoder is not None:
-        encoding = encoding_bytes(encoder, max(longest, min(several, TOGETHER)))
+        encoding = encoding_bytes(encoder, max(longest, min(several, together)))
     else:
-        encoding = _pass_bytes(decoder, longest, 0, longest, 0, memories=0, form="materialized")
-    return max(decoding, encoding if amounts else 0, looking_bytes(spec))
+        encoding = _pass_bytes(
+            decoder, longest, 0, longest, positions=0, memories=0, form="materialized"
+        )
+    passing = max(decoding, encoding if amounts else 0) + moving
+    if not setting.engine:  # whose requests come while others' caches are moved
+        passing = max(decoding + moving, encoding if amounts else 0)
+    quantize = setting.weights_dtype if setting.weights_dtype in ("int8", "int4") else None
+    return max(passing, looking_bytes(spec, quantize))
 
 
 def _pass_bytes(
@@ -57,8 +98,8 @@ def _pass_bytes(
     tokens: int,
     logits: int,
     seen: int,
-    positions: int,
     *,
+    positions: int,
     memories: int,
     form: Form,
 ) -> int:
@@ -115,7 +156,13 @@ def widest(decoder: DecoderSpec, form: Form) -> int:
     return max(width, decoder.memory_width) if is_absorbed(form) else width
 
 
-def looking_bytes(spec: ModelSpec) -> int:
+def projecting_bytes(decoder: DecoderSpec, positions: int, form: Form) -> int:
+    """One layer of a memory before it is where it stays."""
+    copies = 6 if is_narrow(form) else 2
+    return 4 * copies * positions * widest(decoder, form)
+
+
+def looking_bytes(spec: ModelSpec, quantize: str | None = None) -> int:
     """Numbers of the weights that tell whether one changed, once apart and once together.
 
     They are all, or of a large model one of each row and column, and the places of those.
@@ -125,8 +172,19 @@ def looking_bytes(spec: ModelSpec) -> int:
     stacks = [decoder_matrices(spec.decoder)]
     if spec.encoder is not None:
         stacks.append(encoder_matrices(spec.encoder))
-    sizes = (sum(one.times * max(one.outputs, one.inputs) for one in stack) for stack in stacks)
-    return 2 * 8 * max(sizes)
+    sizes = [sum(one.times * max(one.outputs, one.inputs) for one in stack) for stack in stacks]
+    if quantize is None:
+        return 2 * 8 * max(sizes)
+    # Of narrow ones a number of each row and each quad of inputs of a panel, or byte of a group.
+    narrow = [sum(one.times * _looked_at(one, quantize) for one in stack) for stack in stacks]
+    return 2 * 8 * max(a + b for a, b in zip(sizes, narrow, strict=True))
+
+
+def _looked_at(matrix: Matrix, quantize: str) -> int:
+    panels = -(-matrix.outputs // PANEL)
+    if quantize == "int4" and matrix.role not in ("table", "head"):
+        return max(panels, -(-matrix.inputs // GROUP) * GROUP_BYTES)
+    return max(panels, -(-matrix.inputs // QUAD) * PANEL * QUAD)
 
 
 def encoding_bytes(spec: EncoderSpec, positions: int) -> int:

@@ -13,7 +13,7 @@ from xattn.models.families.config import Config
 from xattn.models.weights import WeightTable
 from xattn.spec import ModelSpec
 
-_MODULES = {
+FAMILIES = {
     "t5": "t5",
     "mt5": "t5",
     "bart": "bart",
@@ -43,12 +43,12 @@ def family_of(config: Config) -> Family:
     Raises :class:`UnsupportedModelError`, which lists the names it knows.
     """
     name = config.get("model_type")
-    if not isinstance(name, str) or name not in _MODULES:
-        near = get_close_matches(str(name), _MODULES, n=1)
+    if not isinstance(name, str) or name not in FAMILIES:
+        near = get_close_matches(str(name), FAMILIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnsupportedModelError(
-            f"config.json: `model_type` must be one of {', '.join(sorted(_MODULES))}, "
+            f"config.json: `model_type` must be one of {', '.join(sorted(FAMILIES))}, "
             f"but is {shown(name)} instead.{hint}"
         )
-    family: Family = import_module(f"{__name__}.{_MODULES[name]}").family(name, config)
+    family: Family = import_module(f"{__name__}.{FAMILIES[name]}").family(name, config)
     return family
