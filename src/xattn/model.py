@@ -32,7 +32,7 @@ from xattn.inputs.text import TextStream, Tokenizer, Unit
 from xattn.ledger.account import Account
 from xattn.ledger.live import held_by_model
 from xattn.memory import Hash, Memory
-from xattn.models.adapters import adapters_of
+from xattn.models.adapters import adapters_of, require_made_without
 from xattn.models.build import build, require_device
 from xattn.models.encode import Prepared, prepare_window
 from xattn.models.formats import read_checkpoint
@@ -309,7 +309,7 @@ class Model:
 
         Raises :class:`~xattn.errors.UsageError` for a setting out of its bounds.
         """
-        memories = self._memories(memory, language)
+        memories = self._memories(memory, language, adapter)
         question = Question(
             prompt=prompt,
             language=language,
@@ -370,14 +370,16 @@ class Model:
         if memories is not None and prompts is not None:
             bound = f"as long as memories ({count})"
             require(len(prompts) == count, "prompts", bound, len(prompts))
-        held = self._memories_of_batch(memories, language) if memories is not None else [()] * count
+        names = [None] * count if adapters is None else list(adapters)
+        require(len(names) == count, "adapters", f"as long as memories ({count})", len(names))
+        held: list[tuple[Memory, ...]] = [()] * count
+        if memories is not None:
+            held = self._memories_of_batch(memories, language, names)
         wanted = list(prompts) if prompts is not None else [None] * count
         given = self.settings(settings)
         question = Question(
             language=language, target_language=target_language, task=task, parallel=parallel
         )
-        names = [None] * count if adapters is None else list(adapters)
-        require(len(names) == count, "adapters", f"as long as memories ({count})", len(names))
         pairs = [
             self.asker.request(memory, replace(question, prompt=prompt, adapter=name), given)
             for memory, prompt, name in zip(held, wanted, names, strict=True)
@@ -411,7 +413,7 @@ class Model:
         """
         alone = {"num_beams": 1, "num_return_sequences": 1}
         given = self.settings(alone | settings)
-        memories = self._memories(memory, language)
+        memories = self._memories(memory, language, adapter)
         question = Question(
             prompt=prompt,
             language=language,
@@ -569,16 +571,24 @@ class Model:
 
     # Inside
 
-    def _memories(self, memory: Any, language: str | None) -> tuple[Memory, ...]:
+    def _memories(
+        self, memory: Any, language: str | None, adapter: str | None = None
+    ) -> tuple[Memory, ...]:
         if memory is None:
             return ()
-        return self._memories_of_batch([memory], language)[0]
+        return self._memories_of_batch([memory], language, [adapter])[0]
 
     def _memories_of_batch(
-        self, entries: Sequence[Any], language: str | None
+        self, entries: Sequence[Any], language: str | None, adapters: Sequence[str | None]
     ) -> list[tuple[Memory, ...]]:
         """Each entry as memories; sources among them are encoded in one call."""
         groups = [entry_items(entry) for entry in entries]
+        named = [
+            name
+            for group, name in zip(groups, adapters, strict=True)
+            if not all(isinstance(item, Memory) for item in group)
+        ]
+        require_made_without(self.sources.makers, named)
         raw = [item for group in groups for item in group if not isinstance(item, Memory)]
         source_language = None if self.asker.reads_audio else language
         prepared = self.prepare_batch(raw, language=source_language) if raw else []

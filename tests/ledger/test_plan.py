@@ -239,9 +239,7 @@ def test_unknown_models_are_named(tmp_path):
     with pytest.raises(UsageError, match=r"config\.json is no JSON"):
         spec_of(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(
-        CheckpointError, match=r"must be of a model with cross-attention.*mllama"
-    ):
+    with pytest.raises(CheckpointError, match=r"must be of a model with cross-attention.*mllama"):
         spec_of(tmp_path / "config.json")
 
 

@@ -1,14 +1,18 @@
 """Adapters: nothing at first, their own weights alone after, and exact on every path."""
 
+import copy
 import json
 
 import pytest
+import tiny
 import torch
 from pairs import random_tokens
 from runs import scratch_recipe, write_examples
 
 import xattn
 from xattn.errors import CorruptCheckpointError, UsageError
+from xattn.models.adapters import is_adapted
+from xattn.store import MemoryStore
 from xattn.tuning import lora
 from xattn.tuning.recipe import checked
 from xattn.tuning.train import train
@@ -18,8 +22,6 @@ SOURCE = list(range(5, 16))
 
 @pytest.fixture
 def model(tmp_path):
-    import tiny
-
     tiny.make("t5", tmp_path)
     return xattn.load(tmp_path)
 
@@ -29,6 +31,15 @@ def opened(model, seed=3):
     with torch.no_grad():
         for name, weight in model.network.named_parameters():
             if ".lora_" in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+
+
+def opened_one(model, adapter):
+    """One adapter as if it was trained; others stay what they are."""
+    generator = torch.Generator().manual_seed(len(adapter) + ord(adapter[0]))
+    with torch.no_grad():
+        for name, weight in model.network.named_parameters():
+            if ".lora_" in name and f".{adapter}." in name:
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
 
 
@@ -217,3 +228,56 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
         lora.load_adapter(xattn.load(tmp_path / "wide"), tmp_path / "adapter")
     with pytest.raises(UsageError, match="not quantised"):
         lora.add_adapter(xattn.load(tmp_path / "wide", quantize="int8"))
+
+
+def test_merging_is_of_the_adapters_named_alone(tmp_path):
+    tiny.make("t5", tmp_path)
+    model = xattn.load(tmp_path)
+    lora.add_adapter(model, preset="cross", name="a")
+    opened_one(model, "a")
+    alone = copy.deepcopy(model)
+    lora.add_adapter(model, preset="self", name="b")
+    opened_one(model, "b")
+    lora.use_adapters(model, "b")
+    with pytest.raises(UsageError, match="`names` must be of adapters: a, b, but is 'typo'"):
+        lora.merge(model, "typo")
+    lora.merge(model, "a")
+    lora.merge(alone, "a")
+    for name, merged in ((n, m) for n, m in model.network.named_modules() if is_adapted(m)):
+        other = dict(alone.network.named_modules())[name]
+        want = other.base_layer.weight if is_adapted(other) else other.weight
+        torch.testing.assert_close(merged.base_layer.weight, want)
+
+
+def test_keys_are_of_the_adapters_that_encode(lms, tmp_path):
+    model = xattn.graft(copy.deepcopy(lms("llama")), encoder="itself", placement="every:2")
+    bare = model.encode([5, 6, 7]).key
+    for name in ("a", "b"):
+        lora.add_adapter(model, preset="self", name=name)
+        opened_one(model, name)
+    lora.add_adapter(model, preset="cross", name="reads")
+    keys = {}
+    with MemoryStore(tmp_path) as store:
+        model.store = store
+        for names in ((), ("a",), ("b",), ("a", "b"), ("reads",)):
+            lora.use_adapters(model, *names)
+            memory = model.encode([5, 6, 7])
+            keys[names] = memory.key
+            model.store = None
+            torch.testing.assert_close(model.encode([5, 6, 7]).states_SD, memory.states_SD)
+            model.store = store
+        model.store = None
+    assert len({*keys.values()}) == 4
+    assert keys[()] == keys["reads",] != bare
+    with pytest.raises(UsageError, match="`adapter` 'a' changes what encodes sources"):
+        model.generate([5, 6, 7], [8], adapter="a", max_new_tokens=2)
+    with (
+        xattn.Engine(model) as engine,
+        pytest.raises(UsageError, match="`adapter` 'a' changes what encodes sources"),
+    ):
+        engine.submit([5, 6, 7], [8], adapter="a")
+    lora.use_adapters(model)
+    assert model.generate(model.encode([5, 6, 7]), [8], adapter="a", max_new_tokens=2).tokens
+    lora.use_adapters(model, "a")
+    assert model.generate([5, 6, 7], [8], adapter="a", max_new_tokens=2).tokens
+    assert model.generate([5, 6, 7], [8], adapter="reads", max_new_tokens=2).tokens

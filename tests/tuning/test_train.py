@@ -1,6 +1,7 @@
 """Training: what is learnt, by whom, and on after a crash as if there had been none."""
 
 import json
+import math
 import random
 import resource
 import shutil
@@ -189,6 +190,18 @@ def test_bfloat16_learns_too(data, tmp_path):
     train(scratch_recipe(tmp_path, data, steps=40, precision="bfloat16"))
     found = rows(tmp_path)
     assert found[-1][1] < 0.9 * found[0][1]
+
+
+@pytest.mark.parametrize("kind", ["gated", "separate", "merged"])
+@pytest.mark.parametrize("method", ["new", "full"])
+def test_grafts_learn_in_bfloat16(data, lm, tmp_path, kind, method):
+    recipe = graft_recipe(
+        tmp_path, data, lm, "itself", precision="bfloat16", method=method, steps=3
+    )
+    part = recipe.model.model_copy(update={"kind": kind})
+    outcome = train(recipe.model_copy(update={"model": part}))
+    assert math.isfinite(outcome.loss)
+    assert outcome.loss < rows(tmp_path)[0][1] + 0.1
 
 
 def test_patience_ends_a_run(data, tmp_path):

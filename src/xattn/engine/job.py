@@ -17,7 +17,7 @@ from xattn.engine.ticket import Ticket
 from xattn.errors import require
 from xattn.memory import Memory
 from xattn.model import Model, Source, entry_items
-from xattn.models.adapters import names_for, used_adapters
+from xattn.models.adapters import names_for, require_made_without, used_adapters
 from xattn.models.parallel import Parallel, layout
 
 NO_LOOKUP = "None in an engine, whose steps are shared by sequences that guess differently"
@@ -157,6 +157,8 @@ class Desk:
             if isinstance(item, Memory):
                 model.require_own([item], self._digests)
         raw = [item for item in items if not isinstance(item, Memory)]
+        if raw:
+            require_made_without(model.sources.makers, [question.adapter])
         source_language = None if model.asker.reads_audio else question.language
         prepared = iter(model.prepare_batch(raw, language=source_language) if raw else ())
         return [

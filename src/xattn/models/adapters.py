@@ -4,14 +4,14 @@ Which adapter a row is computed with is told to the layers for as long as a pass
 no module.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
 
-from xattn.errors import require
+from xattn.errors import UsageError, require
 
 BARE = "__base__"
 """What peft calls the layer without an adapter."""
@@ -45,10 +45,34 @@ def adapters_of(module: nn.Module) -> list[str]:
 
 def used_adapters(module: nn.Module) -> list[str]:
     """Those that it is set to, which are added together."""
-    if not adapters_of(module):
+    layer: Any = next(filter(is_adapted, module.modules()), None)
+    return [] if layer is None or layer.disable_adapters else list(layer.active_adapters)
+
+
+def settings_of_adapters(layer: nn.Module) -> list[object]:
+    """What peft's adapters make of a layer, besides their weights: which are used, and how much."""
+    if not is_adapted(layer):
         return []
-    layer: Any = next(filter(is_adapted, module.modules()))
-    return [] if layer.disable_adapters else list(layer.active_adapters)
+    peft: Any = layer
+    used = [] if peft.disable_adapters else [n for n in peft.active_adapters if n in peft.lora_A]
+    return [*((name, float(peft.scaling[name])) for name in used), list(peft.merged_adapters)]
+
+
+def require_made_without(makers: Iterable[nn.Module], names: Iterable[str | None]) -> None:
+    """Raise :class:`UsageError` where a request names an adapter that changes what encodes.
+
+    What is encoded has a key, and is for all who read it.
+    """
+    wanted = {name for name in names if name is not None}
+    for maker in makers if wanted else ():
+        layers: list[Any] = list(filter(is_adapted, maker.modules()))
+        for name in sorted(wanted):
+            if used_adapters(maker) != [name] and any(name in layer.lora_A for layer in layers):
+                raise UsageError(
+                    f"`adapter` {name!r} changes what encodes sources, so that no request can name "
+                    f"it with a source: set it for all with use_adapters(model, {name!r}), or "
+                    "encode the source without it, and give the memory."
+                )
 
 
 def names_for(module: nn.Module, wanted: Sequence[str | None]) -> list[str] | None:

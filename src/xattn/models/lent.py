@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from xattn.errors import InvalidSourceError, UsageError, require
 from xattn.inputs.table import Table
@@ -63,6 +64,10 @@ class _Uncut(ABC):
     @abstractmethod
     def digests(self) -> frozenset[str]: ...
 
+    @property
+    @abstractmethod
+    def makers(self) -> Sequence[nn.Module]: ...
+
     @abstractmethod
     def prepare(
         self,
@@ -108,6 +113,11 @@ class HiddenStates(_Uncut):
         self._sources = Sources(network, self._tokenizer)
 
     @property
+    def makers(self) -> Sequence[nn.Module]:
+        """All layers of the model."""
+        return self._sources.makers
+
+    @property
     def digests(self) -> frozenset[str]:
         """Of the model."""
         return self._sources.digests
@@ -142,6 +152,11 @@ class Module(_Uncut):
         self.modality: Modality = "image" if isinstance(encoder, PictureEncoder) else "text"
         self.width = encoder.width
         self.made_of: PictureEncoder | TextEncoder = encoder
+
+    @property
+    def makers(self) -> Sequence[nn.Module]:
+        """The module."""
+        return [self.made_of.module]
 
     @property
     def digests(self) -> frozenset[str]:
@@ -196,6 +211,11 @@ class Several:
     def encoder_passes(self) -> int:
         """Sources that they encoded, for whomever."""
         return sum(one.made_of.counters.encoder_passes for one in self.lent.values())
+
+    @property
+    def makers(self) -> Sequence[nn.Module]:
+        """All of them."""
+        return [maker for one in self.lent.values() for maker in one.makes.makers]
 
     @property
     def digests(self) -> frozenset[str]:

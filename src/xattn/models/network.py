@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, SpanTable, bytes_of, digest_of
-from xattn.models.adapters import names_for, rows_with
+from xattn.models.adapters import names_for, rows_with, settings_of_adapters
 from xattn.models.blend import blend
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
@@ -495,6 +495,7 @@ def _settings(module: nn.Module) -> tuple[str, list[tuple[str, object]], list[st
         for name, value in sorted(vars(module).items())
         if name[0] != "_" and name != "training" and type(value) in (str, int, float, bool)
     ]
+    plain += [("adapters", one) for one in settings_of_adapters(module)]
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     names = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
     return type(module).__qualname__, plain, names

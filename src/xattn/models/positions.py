@@ -132,7 +132,8 @@ def rotate(x_RTHK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair ``(x[k], x[k + K/2])`` by its position's angle."""
     cosine, sine = angles
     first, second = x_RTHK.chunk(2, dim=-1)
-    return x_RTHK * cosine + torch.cat([-second, first], dim=-1) * sine
+    turned = x_RTHK * cosine + torch.cat([-second, first], dim=-1) * sine
+    return turned.to(x_RTHK.dtype)  # under autocast, angles have more bits than what they turn
 
 
 def _scaled(rates: Tensor, scaling: RotaryScaling) -> Tensor:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from torch import nn
+
 from xattn.errors import is_whole, require
 from xattn.inputs.audio import read_audio
 from xattn.inputs.table import Table
@@ -59,6 +61,10 @@ class MakesMemories(Protocol):
     def encode(self, prepared: Sequence[Prepared]) -> list[Memory]:
         """One memory for each."""
 
+    @property
+    def makers(self) -> Sequence[nn.Module]:
+        """What they are encoded by."""
+
 
 class Sources:
     """Names what callers give to one model, and encodes it with the model's own encoder."""
@@ -68,6 +74,12 @@ class Sources:
         encoder = network.spec.encoder
         self._hears = encoder is not None and encoder.modality == "audio"
         self._goes_on = encoder is None
+
+    @property
+    def makers(self) -> Sequence[nn.Module]:
+        """Its encoder, or the decoder of a model that has none."""
+        network = self._network
+        return [network.decoder if network.encoder is None else network.encoder]
 
     @property
     def digests(self) -> frozenset[str]:

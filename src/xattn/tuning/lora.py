@@ -1,12 +1,13 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), by peft, on any part of a model.
 
-An adapter on the decoder changes no memory and no memory's key; one on the encoder changes both.
+An adapter that encodes nothing changes no memory and no memory's key. One on what encodes, which
+may be the decoder itself, changes both: it is set for all, and named by no request with a source.
 """
 
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -88,9 +89,7 @@ def adapters(model: Model) -> list[str]:
 
 def use_adapters(model: Model, *names: str) -> None:
     """Compute with these adapters, added together; with none, the model is what it was."""
-    known = adapters(model)
-    for name in names:
-        require(name in known, "names", f"of adapters: {', '.join(known) or 'none'}", name)
+    _require_known(model, names)
     for layer in _layers(model):
         chosen = [name for name in names if name in layer.lora_A]
         layer.set_adapter(chosen, inference_mode=True)
@@ -101,10 +100,18 @@ def merge(model: Model, *names: str) -> None:
 
     The model computes with plain matrices again, as fast as without; :func:`unmerge` undoes it.
     """
+    _require_known(model, names)
     for layer in _layers(model):
-        chosen = [name for name in names if name in layer.lora_A] or None
-        layer.merge(safe_merge=True, adapter_names=chosen)
+        chosen = [name for name in names if name in layer.lora_A]
+        if chosen or not names:
+            layer.merge(safe_merge=True, adapter_names=chosen or None)
     model.network.weights_changed()
+
+
+def _require_known(model: Model, names: Sequence[str]) -> None:
+    known = adapters(model)
+    for name in names:
+        require(name in known, "names", f"of adapters: {', '.join(known) or 'none'}", name)
 
 
 def unmerge(model: Model) -> None:
