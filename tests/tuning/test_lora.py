@@ -188,7 +188,9 @@ def test_only_the_adapter_is_trained_and_written(tmp_path):
     given = scratch_recipe(tmp_path / "run", tmp_path, steps=20).model_dump(mode="json")
     given["model"] = {"path": str(base)}
     given["training"] |= {"method": "lora", "lora": {"preset": "cross", "rank": 4}}
+    given["evaluation"] = {"data": str(tmp_path / "valid.jsonl"), "metrics": ["chrf"]}
     outcome = train(checked(given))
+    assert 0 <= outcome.scores["chrf"] <= 100
     assert {one.name for one in outcome.directory.iterdir()} >= {
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -1,5 +1,6 @@
 """Leaving out layers: exactly those, measured as if they were not there."""
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from runs import scratch_recipe, write_examples
 import xattn
 from xattn.errors import UsageError
 from xattn.tuning.examples import read_examples
-from xattn.tuning.probe import crossing, leaving_out, looked_at, probe
+from xattn.tuning.probe import _sizes, crossing, leaving_out, looked_at, probe
 from xattn.tuning.scoring import score
 from xattn.tuning.train import train
 
@@ -90,6 +91,7 @@ def test_a_probe_goes_from_all_layers_to_none(tmp_path):
     memories = [model.encode_batch(list(one.sources)) for one in examples]
     entropies, sizes = looked_at(model, examples, memories)
     assert sizes[1] == 0
+    assert found.layers[0].gate is None
     assert 0 < entropies[1] <= 1
     with pytest.raises(UsageError, match="one of loss, wer, bleu, chrf, exact"):
         probe(model, examples, "rouge")
@@ -130,3 +132,20 @@ def test_scores_are_those_of_their_packages():
     assert score("bleu", answers, references) == bleu
     assert score("chrf", answers, references) == sacrebleu.corpus_chrf(answers, [references]).score
     assert json.dumps(score("bleu", answers, references, tokenize="none"))
+
+
+@pytest.mark.parametrize("how", [{}, {"shared": True}, {"own_layers": True}, {"kind": "merged"}])
+def test_grafts_of_any_layout_are_probed(lms, opened, how):
+    """With every new layer left out, a graft is the language model that it was made on."""
+    lm, tokens = lms("llama"), random_tokens(1, 5)
+    bare = lm.network.step(tokens, lm.network.start([()]))
+    model = opened(xattn.graft(copy.deepcopy(lm), encoder="itself", placement="0,2", **how))
+    before, layers = logits(model), crossing(model)
+    with leaving_out(model, layers):
+        found = logits(model)
+    torch.testing.assert_close(found, bare, atol=1e-4, rtol=1e-4)
+    assert (before - bare).abs().max() > 1e-3
+    torch.testing.assert_close(logits(model), before)
+    with torch.no_grad():
+        sizes = _sizes(model, tokens, [model.encode(SOURCE)])
+    assert [*sizes] == ([] if how.get("kind") == "merged" else layers)

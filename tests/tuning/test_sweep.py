@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from runs import scratch_recipe, write_examples
@@ -86,6 +87,31 @@ def test_optuna_tries_masks_and_goes_on(data, tmp_path):
     assert {trial.placement for trial in first.trials} <= {t.placement for t in more.trials}
     assert any(one.on_front for one in more.placements)
     assert search(recipe(tmp_path, data), 4) == more
+
+
+def test_trials_of_another_recipe_do_not_stand_beside_these(data, tmp_path):
+    sweep(recipe(tmp_path, data), ["last:1"])
+    longer = recipe(tmp_path, data, training={"steps": 9, "method": "full", "batch_tokens": 128})
+    with pytest.raises(UsageError, match="has trials of another recipe"):
+        sweep(longer, ["last:1", "single"])
+
+
+def test_a_search_that_goes_on_draws_other_masks(tmp_path):
+    from xattn.tuning.searching import masks
+
+    drawn = []
+    for count in (6, 12, 18):
+        masks(tmp_path, 8, count, lambda mask: drawn.append(tuple(mask)) or (sum(mask), -sum(mask)))
+    assert len({*drawn}) > 12
+
+
+def test_a_finished_run_that_is_called_again_has_its_loss(data, tmp_path):
+    from xattn.tuning.train import train
+
+    given = recipe(tmp_path / "run", data).model_dump(mode="json")
+    del given["data"]["validation"], given["evaluation"]
+    first, again = train(checked(given)), train(checked(given))
+    assert again.loss == first.loss > 0
 
 
 def summary(name, quality, interval, size, on_front=True):
@@ -197,3 +223,18 @@ def test_trials_are_json(data, tmp_path):
     sweep(recipe(tmp_path, data), ["single"])
     [held] = json.loads((tmp_path / "table" / "trials.json").read_text())
     assert held["placement"] == "single"
+
+
+def test_luck_is_not_advised():
+    trials = [trial("full", n, value, 400) for n, value in enumerate((31.0, 31.1, 30.9))]
+    trials += [trial("noisy", n, value, 50) for n, value in enumerate((18.0, 31.0, 20.0))]
+    trials += [trial("once", 0, 33.0, 100)]
+    found = summarised(trials, "bleu")
+    assert (found.best.placement, found.recommended.placement) == ("full", "full")
+    assert "1 placement had one seed, which tells nothing" in recommendation(found)
+    trials += [trial("cheap", n, value, 60) for n, value in enumerate((30.95, 31.0, 30.9))]
+    assert summarised(trials, "bleu").recommended.placement == "cheap"
+    with pytest.raises(UsageError, match="`metric` must be one that trials have: loss, bleu"):
+        summarised(trials, "chrf")
+    lost = [replace(trial("lost", 0, 1.0, 10), loss=float("nan")), trial("there", 0, 1.0, 90)]
+    assert summarised(lost, "loss").recommended.placement == "there"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -202,6 +203,36 @@ def test_grafts_learn_in_bfloat16(data, lm, tmp_path, kind, method):
     outcome = train(recipe.model_copy(update={"model": part}))
     assert math.isfinite(outcome.loss)
     assert outcome.loss < rows(tmp_path)[0][1] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"path": "x", "kv_heads": 2}}, "must not have kv_heads beside path"),
+        ({"training": {"steps": 2, "method": "lora"}}, "must have a model.path with method 'lora'"),
+        ({"preference": {"loss": "ipo", "label_smoothing": 0.1}}, "no label_smoothing with ipo"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(data, tmp_path, change, said):
+    given = scratch_recipe(tmp_path, data).model_dump(mode="json")
+    with pytest.raises(UsageError, match=said):
+        checked(given | change)
+
+
+def test_what_is_misspelt_is_said_first(data, tmp_path):
+    given = scratch_recipe(tmp_path, data).model_dump(mode="json")
+    given["modle"] = given.pop("model")
+    with pytest.raises(UsageError, match=r"there is no field 'modle'\. Did you mean 'model'\?"):
+        checked(given)
+
+
+def test_a_journal_that_begins_again_is_never_there_in_part(tmp_path, data, monkeypatch):
+    train(scratch_recipe(tmp_path, data, steps=6))
+    before = (tmp_path / journal.TABLE).read_text()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(SaveError), journal.Journal(tmp_path).written_from(4):
+        pass
+    assert (tmp_path / journal.TABLE).read_text() == before
 
 
 def test_patience_ends_a_run(data, tmp_path):

@@ -79,9 +79,12 @@ def probe(
     for line in _lines(found):
         print_line(line)
     print_table(
-        ("layer", f"{found.metric} without it", "entropy", "size"),
+        ("layer", f"{found.metric} without it", "entropy", "size", "gate"),
         [
-            (str(one.layer), f"{one.alone:.2f}", f"{one.entropy:.0%}", f"{one.size:.0%}")
+            (
+                *(str(one.layer), f"{one.alone:.2f}", f"{one.entropy:.0%}"),
+                *("-" if value is None else f"{value:.0%}" for value in (one.size, one.gate)),
+            )
             for one in found.layers
         ],
     )

@@ -27,7 +27,7 @@ Placements = Annotated[
 Metric = Annotated[str, typer.Option("--metric", help="loss, or one that the recipe evaluates.")]
 Seeds = Annotated[int, typer.Option(min=1, max=10, help="Of every placement.")]
 Finalists = Annotated[int, typer.Option(min=0, help="The best so many are run with more seeds.")]
-FinalistSeeds = Annotated[int, typer.Option(min=2, max=10, help="Of these.")]
+FinalistSeeds = Annotated[int, typer.Option(min=3, max=10, help="Of these.")]
 Optuna = Annotated[
     int | None, typer.Option("--optuna", min=1, metavar="N", help="Let Optuna try N masks.")
 ]
@@ -41,7 +41,7 @@ def run(
     placements: Placements = None,
     metric: Metric = "loss",
     seeds: Seeds = 1,
-    finalists: Finalists = 0,
+    finalists: Finalists = 3,
     finalist_seeds: FinalistSeeds = 3,
     optuna: Optuna = None,
     ray: OnRay = False,
@@ -66,7 +66,16 @@ def run(
         torch.set_num_threads(threads)
     read = read_recipe(Path(recipe))
     if optuna is not None:
-        found = search(read, optuna, metric=metric, say=print_note)
+        if ray or seeds != 1:
+            raise UsageError("`--ray` and `--seeds` must be left out with `--optuna`.")
+        found = search(
+            read,
+            optuna,
+            metric=metric,
+            finalists=finalists,
+            finalist_seeds=finalist_seeds,
+            say=print_note,
+        )
     else:
         run_all = None
         if ray:

@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
     @property
     def attends_self(self) -> bool:
         """It has self-attention, and not cross-attention instead."""
-        return not (self.crosses and self._placement.instead)
+        return not (self._placement.instead and self._placement.layers[self.index])
 
     def forward(
         self,
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
             x_RTD = self._cross(x_RTD, state, probe, clock)
         if self.attends_self:
             x_RTD = self._around(x_RTD, self.ffn_norm, self.ffn)
-        else:
+        elif self.crosses:
             x_RTD = self._around(
                 x_RTD, self.ffn_norm, self.ffn, self.ffn_gate, state.reading_rows_R11
             )
@@ -254,8 +254,8 @@ class Decoder(nn.Module):
             return tuple(
                 layer.project(states_NSD, mask_NS, form, scales_NS) for layer in self.stack
             )
-        first = next(layer for layer in self.stack if layer.crosses)
-        for_all = first.project(states_NSD, mask_NS, form, scales_NS)
+        first = next((layer for layer in self.stack if layer.crosses), None)
+        for_all = None if first is None else first.project(states_NSD, mask_NS, form, scales_NS)
         return tuple(for_all if layer.crosses else None for layer in self.stack)
 
     def _share_projections(self) -> None:

@@ -1,6 +1,7 @@
 """Trials of a sweep side by side, where there is a Ray cluster."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from xattn.errors import MissingExtraError
@@ -9,11 +10,11 @@ from xattn.tuning.sweep import RunAll
 from xattn.tuning.train import Outcome, train
 
 
-def on_ray(threads: int | None = None) -> RunAll:
+def on_ray(threads: int | None = None, base: Path = Path()) -> RunAll:
     """What runs recipes on the cluster that ``RAY_ADDRESS`` names, or on one of this machine.
 
-    Each trial has ``threads`` cores (1, if not given). Directories and data must be where all
-    machines see them. Raises :class:`MissingExtraError` without ray.
+    Each trial has ``threads`` cores (1, if not given). Directories and data, relative to ``base``,
+    must be where all machines see them. Raises :class:`MissingExtraError` without ray.
     """
     try:
         import ray
@@ -24,16 +25,17 @@ def on_ray(threads: int | None = None) -> RunAll:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
         remote: Any = ray.remote(num_cpus=threads or 1, max_retries=2)(_train)
-        waiting = [remote.remote(one.model_dump(mode="json"), threads or 1) for one in recipes]
+        given = [one.model_dump(mode="json") for one in recipes]
+        waiting = [remote.remote(one, threads or 1, str(base.absolute())) for one in given]
         return (ray.get(one) for one in waiting)
 
     return run_all
 
 
-def _train(given: dict[str, Any], threads: int) -> Outcome:
+def _train(given: dict[str, Any], threads: int, base: str) -> Outcome:
     import torch
 
     from xattn.tuning.recipe import checked
 
     torch.set_num_threads(threads)
-    return train(checked(given))
+    return train(checked(given), base=Path(base))

@@ -40,15 +40,25 @@ class Journal:
         kept = [row for row in read(self.path) if row.step <= step] if step else []
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("w", newline="", encoding="utf-8")
+            # Beside it until it is whole: whoever is killed now has lost no row.
+            part = self.path.with_suffix(".part")
+            file = part.open("w", newline="", encoding="utf-8")
         except OSError as error:
-            raise SaveError(f"{self.path}: cannot be written: {error.strerror}.") from error
+            raise self._unwritten(error) from error
         with file:
             self._file, self._writer = file, csv.writer(file)
-            self._writer.writerow((*COLUMNS, *self._sees))
-            for row in kept:
-                self._add(row)
+            try:
+                self._writer.writerow((*COLUMNS, *self._sees))
+                for row in kept:
+                    self._add(row)
+                file.flush()
+                part.replace(self.path)
+            except OSError as error:
+                raise self._unwritten(error) from error
             yield
+
+    def _unwritten(self, error: OSError) -> SaveError:
+        return SaveError(f"{self.path}: cannot be written: {error.strerror}.")
 
     def write(
         self,
@@ -58,20 +68,22 @@ class Journal:
         validation: float | None,
         seen: Mapping[str, float],
     ) -> None:
-        """One update more."""
-        self._add(
-            Row(
-                step=progress.step,
-                epoch=progress.epoch,
-                tokens=progress.tokens,
-                seconds=round(progress.seconds, 3),
-                loss=loss,
-                learning_rate=rate,
-                validation_loss=validation,
-                seen=seen,
-            )
+        """One update more; raises :class:`SaveError`."""
+        row = Row(
+            step=progress.step,
+            epoch=progress.epoch,
+            tokens=progress.tokens,
+            seconds=round(progress.seconds, 3),
+            loss=loss,
+            learning_rate=rate,
+            validation_loss=validation,
+            seen=seen,
         )
-        self._file.flush()
+        try:
+            self._add(row)
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def _add(self, row: Row) -> None:
         values = [getattr(row, name) for name in COLUMNS] + [row.seen[n] for n in self._sees]

@@ -58,8 +58,11 @@ class Layer:
     """The score with this one alone left out."""
     entropy: float
     """Mean over heads and tokens of the attention's entropy, as a share of the largest there is."""
-    size: float
-    """Root mean square of what cross-attention adds, over that of what it is added to."""
+    size: float | None
+    """Root mean square of what cross-attention adds, over that of what it is added to; None where
+    it is merged with self-attention."""
+    gate: float | None = None
+    """How far its gate is open, from 0 to 1; None without a gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,13 @@ def probe(
         examples=len(examples),
         curve=tuple(curve),
         layers=tuple(
-            Layer(layer=one, alone=curve[1].tried[one], entropy=entropies[one], size=sizes[one])
+            Layer(
+                layer=one,
+                alone=curve[1].tried[one],
+                entropy=entropies[one],
+                size=sizes.get(one),
+                gate=_gate(model, one),
+            )
             for one in layers
         ),
     )
@@ -166,7 +175,7 @@ def looked_at(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Of each layer that cross-attends, the entropy of its attention and the size of its output."""
     entropies: dict[int, list[float]] = {one: [] for one in crossing(model)}
-    sizes: dict[int, list[float]] = {one: [] for one in crossing(model)}
+    sizes: dict[int, list[float]] = {}
     for example, memories in zip(examples, sources, strict=True):
         tokens_1T = _fed(model, example, memories)
         network = model.network
@@ -179,7 +188,7 @@ def looked_at(
             largest = torch.tensor(max(2, positions), dtype=torch.double).log()
             entropies[layer].append(float(nats / largest))
         for layer, size in _sizes(model, tokens_1T, memories).items():
-            sizes[layer].append(size)
+            sizes.setdefault(layer, []).append(size)
     return (
         {one: sum(found) / len(found) for one, found in entropies.items()},
         {one: sum(found) / len(found) for one, found in sizes.items()},
@@ -190,7 +199,7 @@ def _sizes(model: Model, tokens_1T: Tensor, memories: Sequence[Memory]) -> dict[
     """How much each layer's cross-attention changes the residual; none where it is merged."""
     found: dict[int, float] = {}
     network = model.network
-    watched = [layer for layer in network.decoder.stack if layer.crosses]
+    watched = [one for one in network.decoder.stack if one.crosses and not one.merges]
 
     def seen(layer: DecoderLayer) -> Callable[..., Tensor]:
         cross = layer._cross
@@ -210,6 +219,11 @@ def _sizes(model: Model, tokens_1T: Tensor, memories: Sequence[Memory]) -> dict[
         for layer in watched:
             del vars(layer)["_cross"]
     return found
+
+
+def _gate(model: Model, layer: int) -> float | None:
+    [gate] = [one.cross_gate for one in model.network.decoder.stack if one.index == layer]
+    return None if gate is None else float(gate.detach().tanh().abs())
 
 
 def _size(x: Tensor) -> float:

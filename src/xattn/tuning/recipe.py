@@ -56,6 +56,13 @@ class Scratch(_Part):
     decoder_layers: Positive = 6
 
 
+_SHAPING = (
+    *("projector", "placement", "kind", "before", "own_layers", "own_feed_forward", "shared"),
+    *("kv_heads", "seed"),
+)
+"""Fields that say what a new model is."""
+
+
 class ModelPart(_Part):
     """What is trained: one of a checkpoint, a graft on a language model, and a model of no age."""
 
@@ -81,6 +88,12 @@ class ModelPart(_Part):
             raise ValueError("must have one of path, lm and scratch, and no two")
         if (self.lm is not None) != (self.encoder is not None):
             raise ValueError("must have an encoder with lm, and only there")
+        unread = {"path": _SHAPING, "scratch": ("projector", "kv_heads"), "lm": ()}[given[0]]
+        plain = type(self).model_fields
+        if idle := [name for name in unread if getattr(self, name) != plain[name].default]:
+            raise ValueError(
+                f"must not have {' and '.join(idle)} beside {given[0]}, which ignores it"
+            )
         return self
 
 
@@ -166,6 +179,12 @@ class Preference(_Part):
     length_normalised: bool = False
     reference_free: bool = False
 
+    @model_validator(mode="after")
+    def _smoothed(self) -> "Preference":
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(f"must have no label_smoothing with {self.loss}, which has none")
+        return self
+
 
 class Recipe(_Part):
     """All of it."""
@@ -178,6 +197,14 @@ class Recipe(_Part):
     evaluation: Evaluation | None = None
     trackers: list[Literal["trackio", "tensorboard", "wandb"]] = []
     """Beside the CSV file; their packages must be installed."""
+
+    @model_validator(mode="after")
+    def _adapted(self) -> "Recipe":
+        if self.training.method == "lora" and self.model.path is None:
+            raise ValueError(
+                "must have a model.path with method 'lora': adapters are of a model that is there"
+            )
+        return self
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -203,7 +230,8 @@ def checked(given: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def _said(error: ValidationError) -> str:
-    first, *others = error.errors()
+    # What is misspelt first: it is why another is missing.
+    first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     place = [str(part) for part in first["loc"] if not str(part).startswith(("list[", "function"))]
     name, more = ".".join(place), f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":

@@ -71,11 +71,15 @@ def recommendation(found: Sweep) -> str:
         f"{counted(best.seeds, 'seed')})."
     )
     if chosen.placement == best.placement:
-        return f"{said} No cheaper placement comes within its uncertainty."
+        others = len(found.placements) - len(found.sure)
+        unsure = (
+            f" {counted(others, 'placement')} had one seed, which tells nothing." if others else ""
+        )
+        return f"{said} No cheaper placement that had as many comes within its interval.{unsure}"
     saved = 1 - chosen.cost.bytes_per_position / best.cost.bytes_per_position
     return (
-        f"{said} {chosen.placement} cannot be told from it ({chosen.quality:.2f}), and takes "
-        f"{saved:.0%} fewer bytes of keys and values: take that."
+        f"{said} {chosen.placement} is within that ({chosen.quality:.2f}), and takes {saved:.0%} "
+        "fewer bytes of keys and values: take that."
     )
 
 

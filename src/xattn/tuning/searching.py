@@ -25,10 +25,11 @@ def masks(directory: Path, layers: int, trials: int, tried: Tried) -> None:
         study_name=NAME,
         storage=f"sqlite:///{directory / STUDY}",
         directions=["minimize", "minimize"],
-        sampler=optuna.samplers.NSGAIISampler(seed=0),
         load_if_exists=True,
     )
     done = [t for t in study.trials if t.state.is_finished()]
+    # A sampler that goes on must not draw again what it drew before.
+    study.sampler = optuna.samplers.NSGAIISampler(seed=len(done))
 
     def objective(trial: Any) -> tuple[float, float]:
         mask = [trial.suggest_categorical(f"layer {n}", [False, True]) for n in range(layers)]

@@ -46,6 +46,8 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     """Updates done when the loss of validation was that."""
+    loss: float = float("nan")
+    """Of training, in the last update."""
     without_gain: int = 0
     """Evaluations since the best."""
     seconds: float = 0.0

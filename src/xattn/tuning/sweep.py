@@ -22,12 +22,12 @@ import torch
 
 from xattn.counts import decoder_flops, parameters
 from xattn.errors import CorruptCheckpointError, UsageError, require
-from xattn.memory import Memory
+from xattn.memory import Memory, MemoryKey, SpanTable, digest_of
 from xattn.model import Model, load
 from xattn.placing import layers_of, written
 from xattn.tuning.recipe import Recipe
 from xattn.tuning.scoring import LOWER_IS_BETTER
-from xattn.tuning.train import Outcome, train
+from xattn.tuning.train import Outcome, train, trained
 from xattn.tuning.whole import replacing
 
 TRIALS, TABLE = "trials", "trials.json"
@@ -65,10 +65,16 @@ class Trial:
     seconds: float
     cost: Cost
     directory: str
+    recipe: str = ""
+    """Digest of what all trials of a sweep have in common."""
 
     def quality(self, metric: str) -> float:
-        """The loss, or a score."""
-        return self.loss if metric == LOSS else self.scores[metric]
+        """The loss, or a score; :class:`UsageError` for one that was not measured."""
+        if metric != LOSS:
+            known = ", ".join([LOSS, *self.scores])
+            require(metric in self.scores, "metric", f"one that trials have: {known}", metric)
+            return self.scores[metric]
+        return self.loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,27 +103,29 @@ class Sweep:
 
     @property
     def best(self) -> Summary:
-        """The best there is, whatever it costs."""
-        return min(self.placements, key=lambda one: badness(self.metric, one.quality))
+        """The best there is, whatever it costs: among those with several seeds, if any has."""
+        return min(self.sure or self.placements, key=lambda one: badness(self.metric, one.quality))
+
+    @property
+    def sure(self) -> list[Summary]:
+        """Those with several seeds, of which luck can be told."""
+        return [one for one in self.placements if one.interval is not None]
 
     @property
     def recommended(self) -> Summary:
-        """The cheapest whose interval reaches the best one's mean; without intervals, the best."""
+        """The cheapest whose mean is within the best one's interval; without intervals, the best.
+
+        Its own spread says nothing for it: the wider, the sooner it would pass for as good.
+        """
         best = self.best
-        if best.interval is None:
-            return best
-        alike = [
-            one
-            for one in self.placements
-            if one.interval is not None and _reaches(self.metric, one, best)
-        ]
-        return min(alike, key=lambda one: one.cost.bytes_per_position)
+        alike = [one for one in self.sure if _within(self.metric, one, best)]
+        return min(alike, key=lambda one: one.cost.bytes_per_position, default=best)
 
 
-def _reaches(metric: str, one: Summary, best: Summary) -> bool:
-    assert one.interval is not None
-    low, high = one.interval
-    return low <= best.quality if is_lower_better(metric) else high >= best.quality
+def _within(metric: str, one: Summary, best: Summary) -> bool:
+    assert best.interval is not None
+    low, high = best.interval
+    return one.quality <= high if is_lower_better(metric) else one.quality >= low
 
 
 def is_lower_better(metric: str) -> bool:
@@ -126,7 +134,9 @@ def is_lower_better(metric: str) -> bool:
 
 
 def badness(metric: str, value: float) -> float:
-    """The larger, the worse."""
+    """The larger, the worse; what is no number is worst."""
+    if math.isnan(value):
+        return math.inf
     return value if is_lower_better(metric) else -value
 
 
@@ -202,7 +212,12 @@ class _Trials:
     def __init__(self, recipe: Recipe, directory: Path, layers: int, run: RunAll, say: Say) -> None:
         self._recipe, self._directory, self._layers = recipe, directory, layers
         self._run, self._say = run, say
-        self.done = read_trials(directory)
+        self.done, self._digest = read_trials(directory), _digest(recipe)
+        if any(trial.recipe != self._digest for trial in self.done):
+            raise UsageError(
+                f"{directory}: has trials of another recipe, which cannot stand beside these; give "
+                "another `directory`, or remove this one to begin again."
+            )
 
     def run(self, wanted: Sequence[tuple[str, int]]) -> None:
         """Those that are not done yet."""
@@ -224,9 +239,19 @@ class _Trials:
             loss=loss,
             scores=outcome.scores,
             seconds=outcome.seconds,
-            cost=cost_of(load(outcome.directory)),
+            cost=cost_of(trained(self._recipe, outcome.directory)),
             directory=str(outcome.directory),
+            recipe=self._digest,
         )
+
+
+def _digest(recipe: Recipe) -> str:
+    """Of all but what trials differ in, and where they are."""
+    given = recipe.model_dump(mode="json", exclude={"directory", "trackers"})
+    for part, names in {"model": ("placement", "seed"), "training": ("seed",)}.items():
+        for name in names:
+            given[part].pop(name)
+    return digest_of(json.dumps(given, sort_keys=True).encode())
 
 
 def cost_of(model: Model, positions: int = SOURCE_POSITIONS) -> Cost:
@@ -263,8 +288,6 @@ def _random_memory(model: Model, positions: int) -> Memory:
     width = model.spec.decoder.memory_width
     if model.spec.projectors:
         width = model.spec.projectors[0].inputs
-    from xattn.memory import MemoryKey, SpanTable
-
     key = MemoryKey(
         source=f"random {positions}",
         modality=model.spec.projectors[0].modality if model.spec.projectors else "text",
@@ -344,6 +367,8 @@ def search(
     trials: int,
     *,
     metric: str = LOSS,
+    finalists: int = 0,
+    finalist_seeds: int = 3,
     base: Path = Path(),
     say: Say = lambda _: None,
 ) -> Sweep:
@@ -364,4 +389,13 @@ def search(
         return badness(metric, one.quality), float(one.cost.bytes_per_position)
 
     masks(directory, layers, trials, tried)
-    return summarised(read_trials(directory), metric)
+    names = sorted({trial.placement for trial in read_trials(directory)})
+    return sweep(
+        recipe,
+        names,
+        metric=metric,
+        finalists=finalists,
+        finalist_seeds=finalist_seeds,
+        base=base,
+        say=say,
+    )

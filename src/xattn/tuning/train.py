@@ -18,13 +18,14 @@ import torch
 from xattn.errors import MissingExtraError, UsageError
 from xattn.memory import Memory
 from xattn.model import Model, load
+from xattn.models.network import digest_of_weights
 from xattn.native.process import peak_bytes
 from xattn.store import MemoryStore
 from xattn.tuning.batches import Batch, batches, before, encoder_is_frozen, memories_of
 from xattn.tuning.dpo import Pair, Preferences, read_reference, write_reference
 from xattn.tuning.examples import read_examples
 from xattn.tuning.journal import Journal
-from xattn.tuning.lora import add_adapter
+from xattn.tuning.lora import add_adapter, load_adapter
 from xattn.tuning.making import make, save_model
 from xattn.tuning.objectives import Continuations, Lost, Objective
 from xattn.tuning.recipe import Evaluation, Recipe
@@ -98,7 +99,18 @@ def train(
     outcome = _Run(recipe, base, directory, say, progress).run()
     if recipe.evaluation is None:
         return outcome
-    return replace(outcome, scores=evaluate(load(outcome.directory), recipe.evaluation, base))
+    model = trained(recipe, outcome.directory)
+    return replace(outcome, scores=evaluate(model, recipe.evaluation, base))
+
+
+def trained(recipe: Recipe, directory: Path) -> Model:
+    """The model that a run left in ``directory``; an adapter on the model that it is for."""
+    if recipe.training.method != "lora":
+        return load(directory)
+    assert recipe.model.path is not None
+    model = load(recipe.model.path, offline=True)
+    load_adapter(model, directory)
+    return model
 
 
 def evaluate(model: Model, evaluation: Evaluation, base: Path = Path()) -> dict[str, float]:
@@ -187,7 +199,7 @@ class _Run:
                 alpha=how.alpha,
                 dropout=how.dropout,
             )
-        trained = choose(self.model, self.training.method)
+        learnt = choose(self.model, self.training.method)
         self.frozen = encoder_is_frozen(self.model)
         if self.frozen and self.training.remember:
             self.model.store = MemoryStore(directory / STORE)
@@ -198,7 +210,7 @@ class _Run:
             self.validation = self._items(held_out, "validation")
         self.steps = self._steps()
         network = self.model.network
-        self.trained = sum(network.get_parameter(name).numel() for name in trained)
+        self.trained = sum(network.get_parameter(name).numel() for name in learnt)
         for stack in (network.decoder, network.encoder):
             if stack is not None:
                 stack.prepare_training(
@@ -222,7 +234,11 @@ class _Run:
         self, objective: Preferences, name: str, pairs: Sequence[Pair]
     ) -> Sequence[Pair]:
         """The pairs, with what the model says of them before it learns; kept in a file."""
-        path, digest = self.directory / f"reference-{name}", objective.digest(pairs)
+        path = self.directory / f"reference-{name}"
+        network = self.model.network
+        digest = digest_of_weights(
+            objective.digest(pairs), network.named_parameters(), network.hash
+        )
         held = read_reference(path, digest)
         if held is not None:
             return [replace(p, reference=(a, b)) for p, (a, b) in zip(pairs, held, strict=True)]
@@ -275,21 +291,21 @@ class _Run:
         if self.recipe.trackers:
             self.accelerator.init_trackers(self.directory.name)
         if not main:
-            return self._finish(self._learn(None))
+            self._learn(None)
+            return self._finish()
         with journal.written_from(self.progress.step):
-            last = self._learn(journal)
+            self._learn(journal)
         journal.draw()
-        return self._finish(last)
+        return self._finish()
 
-    def _learn(self, journal: Journal | None) -> float:
-        """Update until the end; the last loss."""
+    def _learn(self, journal: Journal | None) -> None:
+        """Update until the end."""
         self.teacher.train()
-        last: float = float("nan")
         begun = time.perf_counter()
         before = self.progress.seconds
         while not self._is_over():
             for group in self._groups(self.progress.epoch, self.progress.batch):
-                (last, seen), rate = self._update(group), self._rate()
+                (self.progress.loss, seen), rate = self._update(group), self._rate()
                 self.progress.step += 1
                 self.progress.batch += len(group)
                 self.progress.tokens += sum(map(self.objective.weight, group))
@@ -299,15 +315,15 @@ class _Run:
                 validated = self._validated()  # which may end it, too
                 over = self._is_over()
                 if journal is not None:
-                    journal.write(self.progress, last, rate, validated, seen)
-                self._track({"loss": last, "learning_rate": rate} | seen, validated)
+                    journal.write(self.progress, self.progress.loss, rate, validated, seen)
+                told = {"loss": self.progress.loss, "learning_rate": rate}
+                self._track(told | seen, validated)
                 if over or self.progress.step % self.training.save_every == 0:
                     self._save()
                 if over:
                     break
             else:
                 self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
-        return last
 
     @property
     def _bare(self) -> Teacher:
@@ -420,7 +436,7 @@ class _Run:
             more = {} if validated is None else {"validation_loss": validated}
             self.accelerator.log(values | more, step=self.progress.step)
 
-    def _finish(self, last: float) -> Outcome:
+    def _finish(self) -> Outcome:
         self.teacher.eval()
         self._keep_model(MODEL)
         if self.recipe.trackers:
@@ -429,7 +445,7 @@ class _Run:
         return Outcome(
             directory=self.directory / kept,
             steps=self.progress.step,
-            loss=last,
+            loss=self.progress.loss,
             best_loss=self.progress.best_loss,
             best_step=self.progress.best_step,
             seconds=self.progress.seconds,
