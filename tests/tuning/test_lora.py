@@ -226,8 +226,18 @@ def test_what_does_not_fit_is_refused(model, tmp_path):
     with pytest.raises(CorruptCheckpointError, match="holds no adapter"):
         lora.load_adapter(model, tmp_path / "nowhere", "other")
     tiny.make("t5", tmp_path / "wide", d_model=48)
+    wide = xattn.load(tmp_path / "wide")
     with pytest.raises(CorruptCheckpointError, match="is another model's adapter"):
-        lora.load_adapter(xattn.load(tmp_path / "wide"), tmp_path / "adapter")
+        lora.load_adapter(wide, tmp_path / "adapter")
+    assert lora.adapters(wide) == []
+    lora.add_adapter(wide, name="own")
+    with pytest.raises(CorruptCheckpointError, match="is another model's adapter"):
+        lora.load_adapter(wide, tmp_path / "adapter")
+    assert lora.adapters(wide) == ["own"]
+    numbers = tmp_path / "adapter" / "adapter_model.safetensors"
+    numbers.write_bytes(numbers.read_bytes()[:100])
+    with pytest.raises(CorruptCheckpointError, match="holds no adapter that can be read"):
+        lora.load_adapter(model, tmp_path / "adapter", "other")
     with pytest.raises(UsageError, match="not quantised"):
         lora.add_adapter(xattn.load(tmp_path / "wide", quantize="int8"))
 

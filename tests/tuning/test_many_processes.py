@@ -64,8 +64,9 @@ def test_two_processes_learn_what_one_does(data):
         assert two[1] == one[1] or two[1] == pytest.approx(one[1], abs=1e-4)
 
 
-def test_two_processes_go_on_together(data):
-    settings = {"save_every": 4, "schedule": "constant"}
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_two_processes_go_on_together(data, dropout):
+    settings = {"save_every": 4, "schedule": "constant", "dropout": dropout}
     launched(scratch_recipe(data / "whole", data, steps=8, **settings), data)
     launched(scratch_recipe(data / "parts", data, steps=4, **settings), data)
     launched(scratch_recipe(data / "parts", data, steps=8, **settings), data)

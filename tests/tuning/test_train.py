@@ -242,6 +242,10 @@ def test_patience_ends_a_run(data, tmp_path):
     outcome = train(recipe)
     assert outcome.ended == "no better loss in 2 evaluations"
     assert outcome.steps < 100
+    patient = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"patience": 4})}
+    )
+    assert train(patient).steps > outcome.steps
 
 
 def test_batches_are_of_a_size_and_of_all(data, tmp_path):

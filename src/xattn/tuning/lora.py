@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xattn.errors import CorruptCheckpointError, MissingExtraError, UsageError, is_whole, require
 from xattn.model import Model
-from xattn.models.adapters import adapters_of
+from xattn.models.adapters import adapters_of, used_adapters
 from xattn.tuning.whole import replacing
 
 try:
@@ -168,11 +169,12 @@ def load_adapter(model: Model, directory: str | os.PathLike[str], name: str = DE
     try:
         config = peft.PeftConfig.from_pretrained(str(path))
         held = load_file(path / "adapter_model.safetensors")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CorruptCheckpointError(
             f"{path}: holds no adapter that can be read: {error}"
         ) from error
     require(name not in adapters(model), "name", "that of no adapter yet", name)
+    used = used_adapters(model.network)
     _inject(model, config, name)
     own = {
         one.replace(f".{name}.", "."): weight
@@ -182,12 +184,25 @@ def load_adapter(model: Model, directory: str | os.PathLike[str], name: str = DE
     strange = held.keys() ^ own.keys()
     wrong = [one for one in held.keys() & own.keys() if held[one].shape != own[one].shape]
     if strange or wrong:
+        use_adapters(model, *used)
+        _take_off(model, name)
         raise CorruptCheckpointError(
             f"{path}: is another model's adapter: {sorted(strange or wrong)[0]!r} does not fit."
         )
     for one, weight in own.items():
         weight.data.copy_(held[one])
     return list(own)
+
+
+def _take_off(model: Model, name: str) -> None:
+    """One adapter; others stay."""
+    network: Any = model.network
+    del network.peft_config[name]
+    if not network.peft_config:
+        remove(model)
+        return
+    for layer in _layers(model):
+        layer.delete_adapter(name)
 
 
 def _layers(model: Model) -> Iterator[Any]:

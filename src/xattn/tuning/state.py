@@ -1,4 +1,4 @@
-"""What a run needs to go on after a crash: weights, moments of the optimiser, dice, and its place.
+"""What a run needs to go on after a crash: weights, moments of the optimiser, and its place.
 
 Numbers are safetensors and the rest is JSON: nothing is pickled. Weights that are spread over
 machines are gathered, by torch, before they are written, and spread again.
@@ -29,7 +29,7 @@ from xattn.tuning.whole import replacing
 FOLDER, NUMBERS, PLACE = "checkpoints", "state.safetensors", "state.json"
 KEPT = 2
 """Checkpoints that stay."""
-_WEIGHT, _MOMENT, _DICE = "weight.", "moment.", "dice"
+_WEIGHT, _MOMENT = "weight.", "moment."
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 _EVERYWHERE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
 
@@ -87,7 +87,7 @@ def save_state(directory: Path, progress: Progress, tensors: dict[str, Tensor]) 
     """Write a checkpoint of the run, and let the oldest go; whole or not at all."""
     place = directory / FOLDER / f"step-{progress.step:08d}"
     with replacing(place) as new:
-        save_file(tensors | {_DICE: torch.get_rng_state()}, new / NUMBERS)
+        save_file(tensors, new / NUMBERS)
         (new / PLACE).write_text(json.dumps(asdict(progress), indent=2) + "\n")
     for old in checkpoints(directory)[:-KEPT]:
         shutil.rmtree(old)
@@ -105,7 +105,6 @@ def load_state(path: Path, module: nn.Module, optimiser: Optimizer) -> Progress:
         tensors = load_file(path / NUMBERS)
     except (OSError, SafetensorError) as error:
         raise CorruptCheckpointError(f"{path}: cannot be read: {error}.") from error
-    dice = tensors.pop(_DICE)
     weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)}
     _require_same(path, module, weights)
     given: dict[str, Any] = dict(weights)
@@ -123,7 +122,6 @@ def load_state(path: Path, module: nn.Module, optimiser: Optimizer) -> Progress:
         set_optimizer_state_dict(
             module, optimiser, state, options=StateDictOptions(full_state_dict=True)
         )
-    torch.set_rng_state(dice)
     return progress
 
 

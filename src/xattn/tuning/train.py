@@ -244,7 +244,8 @@ class _Run:
             return [replace(p, reference=(a, b)) for p, (a, b) in zip(pairs, held, strict=True)]
         self._bare.eval()
         most = self.training.batch_tokens
-        found = list(objective.with_reference(self._bare, pairs, most, self._remember))
+        with self._precision():
+            found = list(objective.with_reference(self._bare, pairs, most, self._remember))
         if found and self.accelerator.is_main_process:
             write_reference(path, digest, found)
         return found
@@ -285,8 +286,8 @@ class _Run:
                     "now; give another `directory`, or remove this one to begin again."
                 )
             self.passes_before = self.progress.encoder_passes
-            if self.progress.step < self.steps and self.progress.ended == DONE:
-                self.progress.ended = ""  # it is to go on for longer
+            if self._goes_on():
+                self.progress.ended = ""
             self.say(f"going on from step {self.progress.step}")
         if self.recipe.trackers:
             self.accelerator.init_trackers(self.directory.name)
@@ -297,6 +298,14 @@ class _Run:
             self._learn(journal)
         journal.draw()
         return self._finish()
+
+    def _goes_on(self) -> bool:
+        """A run that was over is to last longer: it has more steps now, or more patience."""
+        if self.progress.step >= self.steps:
+            return False
+        patience = self.training.patience
+        patient = patience is None or self.progress.without_gain < patience
+        return self.progress.ended == DONE or patient
 
     def _learn(self, journal: Journal | None) -> None:
         """Update until the end."""
@@ -345,6 +354,7 @@ class _Run:
         share = rate_at(self.training, self.progress.step, self.steps)
         for one in self.optimiser.param_groups:
             one["lr"] = self.training.learning_rate * share
+        self._throw()
         total = sum(map(self.objective.weight, group))
         mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
         # Processes' gradients are averaged, and each has a part of the sum.
@@ -366,6 +376,11 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         found, *seen = (self.accelerator.reduce(sums, "sum") / total).tolist()
         return float(found), dict(zip(self.objective.sees, seen, strict=True))
+
+    def _throw(self) -> None:
+        """The dice of this update, which are the same whenever and wherever it is done."""
+        rank, step = self.accelerator.process_index, self.progress.step
+        torch.manual_seed((self.training.seed * 1_000_003 + step) * 1_009 + rank)
 
     def _lost(self, teacher: Teacher, some: Some) -> Lost:
         with self._precision():
