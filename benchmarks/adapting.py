@@ -4,9 +4,10 @@
 
 DIR holds Multi30k as for placement_translation.py, of whose first trial the base model is. It is
 adapted to a text of another kind (captions with their words the other way round, which the base
-cannot say); measured are quality, trained numbers, seconds and memory. Then direct preference
-optimisation over pairs of the base model's own answers, ranked by sentence BLEU; and the epochs of
-a graft whose encoder is frozen, with a store and without. Writes a record and a page to
+cannot say), each way in a process of its own; measured are quality, trained numbers, seconds and
+memory. Then direct preference optimisation over pairs of the base model's own answers, ranked by
+sentence BLEU, and how often it answers better than the base on sources that chose nothing; and the
+epochs of a graft whose encoder is frozen, with a store and without. Writes a record and a page to
 benchmarks/results/MACHINE-DATE/.
 """
 
@@ -14,6 +15,8 @@ import argparse
 import gzip
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +28,8 @@ import xattn
 from xattn.bench.machine import record
 from xattn.readable import readable_bytes, readable_count
 from xattn.tuning import journal
-from xattn.tuning.recipe import checked
-from xattn.tuning.train import evaluate, train
+from xattn.tuning.recipe import Evaluation, Recipe, checked
+from xattn.tuning.train import Outcome, evaluate, train, trained
 
 METHODS = {
     "LoRA, cross": {"method": "lora", "lora": {"preset": "cross", "rank": 8}},
@@ -110,37 +113,31 @@ def adapters(arguments: argparse.Namespace) -> dict[str, Any]:
                 },
             }
         )
-        outcome = train(recipe)
-        model = adapted(arguments.base, outcome.directory, "lora" in method)
+        outcome = in_a_process(recipe, arguments.threads)
+        model = trained(recipe, outcome.directory)
         found[name] = {
             "trained": outcome.trained,
             "seconds": outcome.seconds,
             "peak_bytes": outcome.peak_bytes,
             "loss": outcome.best_loss,
             "encoder_passes": outcome.encoder_passes,
-            "bleu": evaluate(model, checked_evaluation(evaluation))["bleu"],
+            "bleu": evaluate(model, Evaluation(**evaluation))["bleu"],
         }
         print(name, found[name], flush=True)
     base = xattn.load(arguments.base)
-    found["base"] = {"bleu": evaluate(base, checked_evaluation(evaluation))["bleu"], "trained": 0}
+    found["base"] = {"bleu": evaluate(base, Evaluation(**evaluation))["bleu"], "trained": 0}
     return found
 
 
-def checked_evaluation(given: dict[str, Any]) -> Any:
-    from xattn.tuning.recipe import Evaluation
+def in_a_process(recipe: Recipe, threads: int) -> Outcome:
+    """A run whose peak of memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+        return one.submit(run, recipe.model_dump(mode="json"), threads).result()
 
-    return Evaluation(**given)
 
-
-def adapted(base: Path, directory: Path, is_adapter: bool) -> xattn.Model:
-    if not is_adapter:
-        return xattn.load(directory)
-    from xattn.tuning import lora
-
-    model = xattn.load(base)
-    lora.load_adapter(model, directory)
-    lora.remove(model, keep_merged=True)
-    return model
+def run(given: dict[str, Any], threads: int) -> Outcome:
+    torch.set_num_threads(threads)
+    return train(checked(given))
 
 
 # Preferences
@@ -190,55 +187,52 @@ def preferences(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = len(Path(train_file).read_text().splitlines())
     sources += len(Path(valid).read_text().splitlines())
     tuned = xattn.load(outcome.directory)
-    held_out = [json.loads(line) for line in Path(valid).read_text().splitlines()]
     return {
         "pairs": sources,
         "margin": [rows[0].seen["margin"], rows[-1].seen["margin"]],
         "accuracy": [rows[0].seen["accuracy"], rows[-1].seen["accuracy"]],
         "validation_loss": [row.validation_loss for row in rows if row.validation_loss],
         "kl": rows[-1].seen["kl"],
-        "win_rate": {"base": wins(base, held_out), "tuned": wins(tuned, held_out)},
+        **answered_better(base, tuned, pairs[800:]),
         "encoder_passes": outcome.encoder_passes,
         "seconds": outcome.seconds,
     }
 
 
-def wins(model: xattn.Model, rows: list[dict[str, str]]) -> float:
-    """How often the model finds the chosen answer likelier than the rejected, on held-out pairs."""
-    from xattn.tuning.batches import memories_of
-    from xattn.tuning.dpo import Preferences, Preferred
-    from xattn.tuning.examples import Example
-    from xattn.tuning.recipe import Data, Preference
-    from xattn.tuning.teacher import Teacher
+def answered_better(
+    base: xattn.Model, tuned: xattn.Model, pairs: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """How often the tuned model's answer is the better one by sentence BLEU, and how often not."""
+    import sacrebleu
 
-    objective = Preferences(Preference())
-    examples = [
-        Preferred(
-            chosen=Example(sources=(row["source"],), target=row["chosen"]),
-            rejected=Example(sources=(row["source"],), target=row["rejected"]),
-        )
-        for row in rows
+    sources = [source for source, _ in pairs]
+    answers = [
+        [one.text for one in model.generate_batch(model.encode_batch(sources), max_new_tokens=48)]
+        for model in (base, tuned)
     ]
-    pairs = objective.items(model, examples, Data(train=""))
-    teacher, better = Teacher(model.network).eval(), 0
-    with torch.no_grad():
-        for pair in pairs:
-            both = objective.logprobs(
-                teacher, [pair], lambda batch: memories_of(model, batch, frozen=True)
-            )
-            better += int(both[0, 0] > both[1, 0])
-    return better / len(pairs)
+    won = lost = 0
+    for before, after, (_, target) in zip(*answers, pairs, strict=True):
+        a, b = (
+            sacrebleu.sentence_bleu(text, [target], tokenize="none").score
+            for text in (before, after)
+        )
+        won, lost = won + (b > a), lost + (b < a)
+    corpus = [
+        sacrebleu.corpus_bleu(texts, [[target for _, target in pairs]], tokenize="none").score
+        for texts in answers
+    ]
+    return {"answers": len(pairs), "won": won, "lost": lost, "bleu": corpus}
 
 
 # The store
 
 
 def store(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Epochs of a graft on SmolLM2 that reads passages by MiniLM, Whisper or itself."""
+    """Epochs of a graft on SmolLM2 that reads passages by itself."""
     words = " ".join(lines(arguments.data / "train.en.gz")[:2400]).split()
     rows = [
-        {"source": " ".join(words[n : n + 120]), "target": " " + " ".join(words[n + 120 : n + 132])}
-        for n in range(0, len(words) - 132, 132)
+        {"source": " ".join(words[n : n + 120]), "target": " " + " ".join(words[n + 120 : n + 160])}
+        for n in range(0, len(words) - 160, 160)
     ][:120]
     data = write_jsonl(arguments.work / "passages.jsonl", rows)
     found: dict[str, Any] = {}
@@ -251,7 +245,7 @@ def store(arguments: argparse.Namespace) -> dict[str, Any]:
                 "model": {
                     "lm": "smollm2-135m-instruct",
                     "encoder": "itself",
-                    "placement": "last:2",
+                    "placement": "every:5",
                 },
                 "data": {"train": data},
                 "training": {
@@ -306,9 +300,11 @@ def page(found: dict[str, Any]) -> str:
         one = found["preferences"]
         text += [
             f"DPO over {one['pairs']} pairs of its own answers, ranked by sentence BLEU: margin "
-            f"{one['margin'][0]:.3f} to {one['margin'][1]:.3f}; of held-out pairs the chosen one "
-            f"is likelier in {one['win_rate']['base']:.0%} before and in "
-            f"{one['win_rate']['tuned']:.0%} after; {one['encoder_passes']} encoder passes.",
+            f"{one['margin'][0]:.3f} to {one['margin'][1]:.3f}, the chosen answer likelier in "
+            f"{one['accuracy'][0]:.0%} and then {one['accuracy'][1]:.0%} of a batch. Of "
+            f"{one['answers']} other sources it answers {one['won']} better and {one['lost']} "
+            f"worse than before, BLEU {one['bleu'][0]:.1f} and {one['bleu'][1]:.1f}; "
+            f"{one['encoder_passes']} encoder passes.",
             "",
         ]
     if "store" in found:

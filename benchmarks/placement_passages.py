@@ -5,7 +5,9 @@
 SmolLM2-135M-Instruct, grafted, learns to go on with a text of which it has read the part before as
 a memory, encoded once by itself. Measured on held-out text: the loss of the continuation with the
 right memory, with another's, with none, and with the passage in the prompt, which is the ceiling.
-Reported is the share of the in-context gain that is recovered, and at what share of the bytes.
+Of what the passage in the prompt gains, reported are the share that a graft gains with the right
+memory, and the share that is the passage's own: what the right memory gains over another's, which
+has taught the graft the text's manner as well. And at what share of the bytes.
 
 FILE is plain text, such as a book of Debian's `sword-text-web`. Writes a record, a page and a
 picture to benchmarks/results/MACHINE-DATE/.
@@ -22,7 +24,7 @@ from real_weights import RESULTS
 import xattn
 from xattn.bench.machine import record
 from xattn.placing import drawn, layers_of
-from xattn.readable import readable_bytes
+from xattn.readable import readable_bytes, readable_count
 from xattn.tuning.charts import ACCENT, INK, figure, write
 from xattn.tuning.examples import Example
 from xattn.tuning.recipe import checked
@@ -32,13 +34,15 @@ from xattn.tuning.train import train
 LM = "smollm2-135m-instruct"
 PASSAGE_WORDS, CONTINUATION_WORDS = 120, 40
 CASES = (
-    ("every:3", "gated"),
-    ("every:5", "gated"),
-    ("every:10", "gated"),
-    ("every:3", "merged"),
-    ("every:5", "merged"),
-    ("every:10", "merged"),
+    ("every:3", "gated", "new"),
+    ("every:5", "gated", "new"),
+    ("every:10", "gated", "new"),
+    ("every:3", "merged", "new"),
+    ("every:5", "merged", "new"),
+    ("every:10", "merged", "new"),
+    ("every:5", "gated", "gates"),
 )
+"""Placement, kind, and what of the graft is trained."""
 
 
 def main() -> None:
@@ -61,9 +65,9 @@ def main() -> None:
         "cases": {},
     }
     print(found["baseline"], flush=True)
-    for placement, kind in CASES:
-        name = f"{placement}, {kind}"
-        outcome = train(checked(recipe(arguments, placement, kind)), say=print)
+    for placement, kind, method in CASES:
+        name = f"{placement}, {kind}" + (", gates alone" if method == "gates" else "")
+        outcome = train(checked(recipe(arguments, placement, kind, method)), say=print)
         model = xattn.load(outcome.directory)
         found["cases"][name] = measured(model, held_out) | {
             "placement": placement,
@@ -94,13 +98,17 @@ def write_data(arguments: argparse.Namespace) -> list[Example]:
         }
         for piece in pieces
     ]
-    if len(examples) < arguments.examples + arguments.held_out:
+    if len(examples) < arguments.examples + 2 * arguments.held_out:
         raise SystemExit(f"{arguments.text} has {len(examples)} pieces only; give more text.")
-    # From the end: what is held out was not read by its neighbours.
-    held_out = examples[-arguments.held_out :]
-    step = (len(examples) - arguments.held_out) // arguments.examples
-    chosen = examples[: -arguments.held_out : max(1, step)][: arguments.examples]
-    for name, some in (("train", chosen), ("valid", held_out[::2])):
+    # From the end: what is held out was not read by its neighbours, and chooses no checkpoint.
+    count = arguments.held_out
+    learnt, valid, held_out = (
+        examples[: -2 * count],
+        examples[-2 * count : -count],
+        examples[-count:],
+    )
+    chosen = learnt[:: max(1, len(learnt) // arguments.examples)][: arguments.examples]
+    for name, some in (("train", chosen), ("valid", valid[::2])):
         lines = "\n".join(json.dumps(one) for one in some)
         (arguments.work / f"{name}.jsonl").write_text(lines + "\n")
     return [
@@ -108,8 +116,8 @@ def write_data(arguments: argparse.Namespace) -> list[Example]:
     ]
 
 
-def recipe(arguments: argparse.Namespace, placement: str, kind: str) -> dict[str, Any]:
-    name = f"{placement.replace(':', '-')}-{kind}"
+def recipe(arguments: argparse.Namespace, placement: str, kind: str, method: str) -> dict[str, Any]:
+    name = f"{placement.replace(':', '-')}-{kind}-{method}"
     return {
         "directory": str(arguments.work / name),
         "model": {
@@ -124,7 +132,7 @@ def recipe(arguments: argparse.Namespace, placement: str, kind: str) -> dict[str
             "validation": str(arguments.work / "valid.jsonl"),
         },
         "training": {
-            "method": "new",
+            "method": method,
             "steps": arguments.steps,
             "batch_tokens": 2000,
             "learning_rate": 1e-3,
@@ -191,21 +199,27 @@ def recovered(found: dict[str, Any], case: dict[str, Any]) -> float:
     return (base["none"] - case["right"]) / (base["none"] - base["prompt"])
 
 
+def read(found: dict[str, Any], case: dict[str, Any]) -> float:
+    """The share of that gain which is the passage's own: another's memory gains the rest."""
+    base = found["baseline"]
+    return (case["wrong"] - case["right"]) / (base["none"] - base["prompt"])
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     drawing = figure(7, 4.2)
     axes: Any = drawing.subplots()
     for name, case in found["cases"].items():
         colour = INK if case["kind"] == "gated" else ACCENT
         share = 100 * case["bytes"] / found["baseline"]["prompt_bytes"]
-        axes.plot(share, 100 * recovered(found, case), "o", color=colour)
-        axes.annotate(name, (share, 100 * recovered(found, case)), fontsize=8,
+        axes.plot(share, 100 * read(found, case), "o", color=colour)
+        axes.annotate(name, (share, 100 * read(found, case)), fontsize=8,
                       textcoords="offset points", xytext=(6, 4))  # fmt: skip
     axes.plot(100, 100, "k*", markersize=12)
     axes.annotate("passage in the prompt", (100, 100), fontsize=8, ha="right",
                   textcoords="offset points", xytext=(-8, -4))  # fmt: skip
     axes.set(
         xlabel="keys and values, % of the passage's in the prompt",
-        ylabel="in-context gain recovered (%)",
+        ylabel="in-context gain read from the memory (%)",
     )
     axes.grid(alpha=0.3)
     write(drawing, path)
@@ -221,14 +235,16 @@ def page(found: dict[str, Any]) -> str:
         f"{base['none']:.3f} without the passage, {base['prompt']:.3f} with it in the prompt "
         f"({readable_bytes(round(base['prompt_bytes']))} of keys and values).",
         "",
-        "| graft | right memory | another's | none | gain recovered | bytes | trained |",
-        "|---|---|---|---|---|---|---|",
+        "| graft | right memory | another's | none | gain in all | of it the passage's | bytes "
+        "| trained |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in found["cases"].items():
         share = case["bytes"] / base["prompt_bytes"]
         lines.append(
             f"| {name} | {case['right']:.3f} | {case['wrong']:.3f} | {case['none']:.3f} "
-            f"| {recovered(found, case):.0%} | {share:.0%} | {case['trained'] / 1e6:.1f} M |"
+            f"| {recovered(found, case):.0%} | {read(found, case):.0%} | {share:.0%} "
+            f"| {readable_count(case['trained'])} |"
         )
     masks = {case["placement"] for case in found["cases"].values()}
     lines += ["", *(f"`{drawn(layers_of(one, 30))}` {one}  " for one in sorted(masks))]
