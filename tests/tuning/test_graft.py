@@ -5,9 +5,10 @@ import tiny
 import torch
 import transformers
 from pairs import random_tokens
+from safetensors.torch import load_file, save_file
 
 import xattn
-from xattn.errors import UsageError
+from xattn.errors import CorruptCheckpointError, UsageError
 from xattn.models.compiled import obstacle
 from xattn.tuning.graft import trainable
 from xattn.tuning.saving import save
@@ -134,6 +135,21 @@ def test_a_graft_survives_being_saved(kind, encoder, lms, readers, opened, tmp_p
     later = xattn.load(tmp_path / "graft").generate(memory, PROMPT, max_new_tokens=8)
     assert later.tokens == model.generate(memory, PROMPT, max_new_tokens=8).tokens
     assert sorted(p.name for p in tmp_path.iterdir()) == ["graft"]
+
+
+@pytest.mark.parametrize("which", ["lm", "encoder"])
+def test_a_graft_that_names_models_knows_them_again(which, tmp_path):
+    for name, family in (("lm", "llama"), ("encoder", "t5")):
+        tiny.make(family, tmp_path / name)
+    model = xattn.graft(tmp_path / "lm", encoder=xattn.load(tmp_path / "encoder"), placement="all")
+    save(model, tmp_path / "graft", copy=False)
+    assert xattn.load(tmp_path / "graft").encode(SOURCE).key == model.encode(SOURCE).key
+    weights = tmp_path / which / "model.safetensors"
+    held = load_file(weights)
+    name = sorted(held)[0]
+    save_file(held | {name: held[name] + 1}, weights, {"format": "pt"})
+    with pytest.raises(CorruptCheckpointError, match="not those that this graft was made with"):
+        xattn.load(tmp_path / "graft")
 
 
 def test_weights_of_the_model_that_changed_are_saved_too(lms, readers, tmp_path):

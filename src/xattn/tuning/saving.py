@@ -22,6 +22,7 @@ from xattn.models.formats.graft import (
     EncoderConfig,
     GraftConfig,
     Place,
+    fingerprint,
     moved_name,
 )
 from xattn.models.lent import HiddenStates, Lent, Module, OwnedByModel, Several
@@ -119,7 +120,7 @@ def _kept_encoder(lent: Lent, new: Path, copy: bool) -> EncoderConfig:
 def _kept(path: Path, new: Path, inside: str, copy: bool) -> Place:
     """A checkpoint, copied into the graft's directory or named."""
     if not copy:
-        return Place(name=str(path.absolute()))
+        return Place(name=str(path.absolute()), fingerprint=fingerprint(path))
     target = new / inside
     target.mkdir(parents=True)
     for file in [path] if path.is_file() else path.iterdir():

@@ -18,6 +18,7 @@ import torch
 
 from xattn.errors import CorruptCheckpointError, UnsupportedModelError
 from xattn.inputs.json_files import read_json_as
+from xattn.memory import digest_of
 from xattn.models import formats
 from xattn.models.network import Network
 from xattn.models.resolve import resolve
@@ -35,6 +36,7 @@ from xattn.spec import (
 
 CONFIG, WEIGHTS, LM, ENCODERS = "graft.json", "graft.safetensors", "lm", "encoders"
 VERSION = 1
+PIECE = 1 << 20
 _LAYER = re.compile(r"(decoder\.layers\.)(\d+)\.")
 
 
@@ -44,6 +46,8 @@ class Place:
 
     inside: str | None = None
     name: str | None = None
+    fingerprint: str | None = None
+    """Of the weights under that name, which somebody may put others in the place of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,20 @@ def grafted(
         memory_width=memory_width,
     )
     return replace(lm, decoder=decoder, projectors=projectors, lent=lent)
+
+
+def fingerprint(path: Path) -> str:
+    """Of a checkpoint's files of weights: their sizes, and a piece of each end."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    parts = []
+    for file in files:
+        if file.is_file() and (file.suffix in (".safetensors", ".gguf", ".npz", ".bin")):
+            size = file.stat().st_size
+            with file.open("rb") as opened:
+                parts += [str(size).encode(), opened.read(PIECE)]
+                opened.seek(max(0, size - PIECE))
+                parts.append(opened.read(PIECE))
+    return digest_of(*parts)
 
 
 def matches(path: Path) -> bool:
@@ -163,7 +181,13 @@ def read_config(path: Path) -> GraftConfig:
 
 def _located(path: Path, place: Place) -> Path:
     if place.name is not None:
-        return resolve(place.name, offline=True)
+        found = resolve(place.name, offline=True)
+        if place.fingerprint not in (None, fingerprint(found)):
+            raise CorruptCheckpointError(
+                f"{path}: the weights in {found} are not those that this graft was made with; put "
+                "those back, or make the graft again."
+            )
+        return found
     inside = path / (place.inside or "")
     if place.inside is None or not inside.resolve().is_relative_to(path.resolve()):
         raise CorruptCheckpointError(f"{path / CONFIG}: {place.inside!r} is no place inside it.")
