@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -256,8 +256,12 @@ class Model:
 
     def ledger(self) -> Account:
         """What is held now: weights, pinned projections, memories of the store in this process."""
+        return self.ledger_beside(())
+
+    def ledger_beside(self, places: Collection[int]) -> Account:
+        """The same, without what lies at ``places``: it stands in another's account."""
         store = 0 if self.store is None else self.store.held_bytes
-        return held_by_model(self.network, self.pins.projections, store)
+        return held_by_model(self.network, self.pins.held, store, places)
 
     def pin_projection(self, memory: Memory, *, form: Form = "materialized") -> int:
         """Keep what the decoder makes of ``memory``, so that no generation makes it again.

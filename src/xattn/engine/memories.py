@@ -16,7 +16,7 @@ from xattn.models.encode import Prepared
 from xattn.models.network import identity_of
 from xattn.models.parallel import Stand
 from xattn.models.pins import Pins
-from xattn.models.state import Projection
+from xattn.models.state import Projection, place_of
 from xattn.spec import Form, Modality, is_absorbed, is_narrow
 
 
@@ -81,9 +81,7 @@ class Shared:
         own = self.own_projection
         if own is None or self.memory is None or is_narrow(own.form):
             return False
-        numbers = next(s.numbers for s in own.segments if s is not None)
-        kept = self.memory.states_SD.untyped_storage()
-        return numbers.untyped_storage().data_ptr() == kept.data_ptr()
+        return place_of(self.memory.states_SD) in own.places
 
 
 class Memories:
@@ -151,6 +149,16 @@ class Memories:
                 yield Row(what=what_of(own), bytes=projected, **about)
             if total > projected:
                 yield Row(what="states", bytes=total - projected, **about)
+
+    def places(self) -> set[int]:
+        """Where states and projections of these are."""
+        found: set[int] = set()
+        for entry in self._held.values():
+            if entry.memory is not None and not (entry.is_given and not entry.read):
+                found.add(place_of(entry.memory.states_SD))
+            if entry.own_projection is not None:
+                found |= entry.own_projection.places
+        return found
 
     def want(self, entries: Iterable[Shared]) -> list[Shared]:
         """Note a request for these; the entries to use."""

@@ -113,8 +113,8 @@ class Worker:
             held = self.held
             cache = Row(input="answer", what="self-attention cache", bytes=held.cache)
             work = Row(input="model", what="workspace", bytes=held.work)
-            rows = (*self._memories.rows(), cache, work)
-        model = self._model.ledger()
+            rows, places = (*self._memories.rows(), cache, work), self._memories.places()
+        model = self._model.ledger_beside(places)
         return Account(model=model.model, rows=(*rows, *model.rows))
 
     @property

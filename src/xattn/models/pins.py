@@ -43,9 +43,9 @@ class Pins:
         return any(pinned.projection is projection for pinned in list(self._held.values()))
 
     @property
-    def projections(self) -> list[Projection]:
-        """All that is kept."""
-        return [pinned.projection for pinned in list(self._held.values())]
+    def held(self) -> list[tuple[Memory, Projection]]:
+        """All that is kept: memories, and their projections."""
+        return [(pinned.memory, pinned.projection) for pinned in list(self._held.values())]
 
     def forms_of(self, memory: Memory) -> list[Form]:
         """The forms that a memory is pinned in, as :meth:`instead_of` would find them."""

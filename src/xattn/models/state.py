@@ -52,6 +52,16 @@ class Projection:
         sizes = {id(s.numbers): s.size_bytes for s in self.segments if s is not None}
         return sum(sizes.values())
 
+    @property
+    def places(self) -> set[int]:
+        """Where its numbers are; a memory's states may lie at one of them."""
+        return {place_of(s.numbers) for s in self.segments if s is not None}
+
+
+def place_of(tensor: Tensor) -> int:
+    """Where the memory is that a tensor, and all views of it, are in."""
+    return tensor.untyped_storage().data_ptr()
+
 
 class Group:
     """The rows that read one projection, folded into its query axis."""
