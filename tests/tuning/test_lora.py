@@ -10,6 +10,7 @@ from pairs import random_tokens
 from runs import scratch_recipe, write_examples
 
 import xattn
+from xattn.cli import main
 from xattn.errors import CorruptCheckpointError, UsageError
 from xattn.models.adapters import is_adapted
 from xattn.store import MemoryStore
@@ -181,7 +182,7 @@ def test_adapters_of_requests_are_refused_where_they_cannot_be(model):
         model.generate_batch([SOURCE], adapters=["one", None])
 
 
-def test_only_the_adapter_is_trained_and_written(tmp_path):
+def test_only_the_adapter_is_trained_and_written(tmp_path, capsys):
     write_examples(tmp_path / "train.jsonl", 40, 1)
     write_examples(tmp_path / "valid.jsonl", 10, 2)
     base = train(scratch_recipe(tmp_path / "base", tmp_path, steps=10)).directory
@@ -199,6 +200,15 @@ def test_only_the_adapter_is_trained_and_written(tmp_path):
     model = xattn.load(base)
     before = {name: weight.clone() for name, weight in model.network.named_parameters()}
     lora.load_adapter(model, outcome.directory)
+    opened(model)
+    lora.save_adapter(model, tmp_path / "adapter")
+    with_it = model.generate("one two three", num_beams=1).text
+    assert with_it != xattn.load(base).generate("one two three", num_beams=1).text
+    asked = ["translate", "one two three", "--model", str(base), "--no-cache", "--num-beams", "1"]
+    assert main([*asked, "--adapter", str(tmp_path / "adapter")]) == 0
+    assert capsys.readouterr().out.strip() == with_it.strip()
+    assert main([*asked, "--adapter", str(tmp_path / "nowhere")]) != 0
+    assert "holds no adapter that can be read" in capsys.readouterr().err
     assert outcome.trained == sum(
         weight.numel() for name, weight in model.network.named_parameters() if ".lora_" in name
     )

@@ -9,7 +9,7 @@ import typer
 
 from xattn.cli.console import print_json, print_line, print_note
 from xattn.cli.loading import load_model
-from xattn.cli.options import GENERATION, LOADING, STORE, Cache, Json, ModelName, takes
+from xattn.cli.options import ADAPTED, GENERATION, STORE, Cache, Json, ModelName, takes
 from xattn.cli.stores import use_store
 from xattn.cli.where import Where, where_of
 from xattn.errors import UsageError
@@ -84,7 +84,7 @@ Html = Annotated[
 ]
 
 
-@takes(settings=GENERATION, store=STORE, loading=LOADING)
+@takes(settings=GENERATION, store=STORE, loading=ADAPTED)
 def ask(
     questions: Questions = None,
     *,

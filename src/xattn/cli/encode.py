@@ -11,7 +11,7 @@ from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.memories import content_of
-from xattn.cli.options import LOADING, STORE, Json, JsonLines, ModelName, Output, takes
+from xattn.cli.options import ADAPTED, STORE, Json, JsonLines, ModelName, Output, takes
 from xattn.cli.stores import open_store
 from xattn.cli.texts import require_one_input, run_jsonl
 from xattn.errors import UsageError, XattnError
@@ -51,7 +51,7 @@ For = Annotated[
 ]
 
 
-@takes(store=STORE, loading=LOADING)
+@takes(store=STORE, loading=ADAPTED)
 def encode(
     sources: Sources = None,
     *,

@@ -12,7 +12,7 @@ import typer
 from xattn.cli.ask import reader_of
 from xattn.cli.console import Progress, print_json, print_line, print_table
 from xattn.cli.loading import load_model
-from xattn.cli.options import LOADING, Json, ModelName, takes
+from xattn.cli.options import ADAPTED, Json, ModelName, takes
 from xattn.errors import UsageError
 from xattn.readable import readable_bytes
 
@@ -57,7 +57,7 @@ Scale = Annotated[float, typer.Option("--passage-scale", help="Parallel.")]
 Recompute = Annotated[float, typer.Option(help="Parallel: share that is read again.")]
 
 
-@takes(loading=LOADING)
+@takes(loading=ADAPTED)
 def qa(
     *,
     data: Data = None,

@@ -11,8 +11,8 @@ from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.memories import Files
 from xattn.cli.options import (
+    ADAPTED,
     GENERATION,
-    LOADING,
     STORE,
     BatchSize,
     Cache,
@@ -61,7 +61,7 @@ _CHAT_WITH_MEMORY = (
 )
 
 
-@takes(settings=GENERATION, store=STORE, loading=LOADING)
+@takes(settings=GENERATION, store=STORE, loading=ADAPTED)
 def generate(
     prompts: Prompts = None,
     *,

@@ -227,6 +227,13 @@ LOADING: dict[str, Option] = {
 }
 """How a model is loaded: keywords of :func:`xattn.cli.loading.load_model`."""
 
+ADAPTED: dict[str, Option] = LOADING | {
+    "adapter": Option(
+        Path, MODEL, "A LoRA adapter to compute with, as `xattn train` writes it.", metavar="DIR"
+    )
+}
+"""The same, for commands that decode or encode."""
+
 STORE: dict[str, Option] = {
     "cache_dir": Option(
         Path,

@@ -8,7 +8,7 @@ import typer
 
 from xattn.cli.console import print_json, print_line, print_note, print_table
 from xattn.cli.loading import load_model
-from xattn.cli.options import LOADING, STORE, Json, takes
+from xattn.cli.options import ADAPTED, STORE, Json, takes
 from xattn.cli.stores import use_store
 from xattn.errors import UsageError
 from xattn.placing import drawn, layers_of, written
@@ -44,7 +44,7 @@ def show(placement: PlacementArgument = "", layers: Layers = 12, json: Json = Fa
     print_line(f"{drawn(mask)}  {sum(mask)} of {layers}: {written(mask)}")
 
 
-@takes(store=STORE, loading=LOADING)
+@takes(store=STORE, loading=ADAPTED)
 def probe(
     model: ProbedModel = "",
     data: DataFile = None,

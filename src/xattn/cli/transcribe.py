@@ -15,7 +15,7 @@ from xattn.cli.failures import code_of
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.options import (
-    LOADING,
+    ADAPTED,
     SAMPLING,
     SEARCH,
     STORE,
@@ -130,7 +130,7 @@ OutputDir = Annotated[
 ]
 
 
-@takes(settings=TRANSCRIPTION | LAYOUT, store=STORE, loading=LOADING)
+@takes(settings=TRANSCRIPTION | LAYOUT, store=STORE, loading=ADAPTED)
 def transcribe(
     context: typer.Context,
     sources: Sources = None,

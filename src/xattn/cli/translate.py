@@ -8,8 +8,8 @@ import typer
 from xattn.cli.jsonl import Record
 from xattn.cli.loading import load_model, numbers_of
 from xattn.cli.options import (
+    ADAPTED,
     GENERATION,
-    LOADING,
     STORE,
     BatchSize,
     Cache,
@@ -36,7 +36,7 @@ TargetLanguage = Annotated[
 ]
 
 
-@takes(settings=GENERATION, store=STORE, loading=LOADING)
+@takes(settings=GENERATION, store=STORE, loading=ADAPTED)
 def translate(
     texts: Texts = None,
     *,
