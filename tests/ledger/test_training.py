@@ -120,6 +120,15 @@ def test_a_graft_adds_cross_attention_to_some_layers():
     assert added == 6 * per_layer + width * width + 2 * width  # and a projector
 
 
+def test_gates_alone_are_a_number_a_layer():
+    spec, data = spec_of("smollm2-135m"), Data(tokens=10**6)
+    gates, graft = (train(spec, method, data, H100, every=5) for method in ("gates", "graft"))
+    assert gates.trained == 6
+    assert gates.optimiser == 6 * 12
+    assert gates.weights == graft.weights
+    assert gates.flops < graft.flops
+
+
 def test_a_graft_is_what_graft_makes(tmp_path):
     tiny.make("llama", tmp_path, num_hidden_layers=4, hidden_size=48, head_dim=12)
     lm = xattn.load(tmp_path)

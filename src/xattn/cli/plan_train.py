@@ -22,7 +22,7 @@ from xattn.ledger.training import (
 from xattn.readable import readable_bytes, readable_count
 
 TrainMethod = Annotated[
-    list[str] | None, typer.Option("--method", help="full, lora or graft; repeatable.")
+    list[str] | None, typer.Option("--method", help="full, lora, graft or gates; repeatable.")
 ]
 Tokens = Annotated[
     str, typer.Option(metavar="N", help="Tokens in all, sources and targets: 1e9, 500_000_000.")

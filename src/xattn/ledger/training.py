@@ -39,7 +39,7 @@ from xattn.spec import (
     StackSpec,
 )
 
-Method = Literal["full", "lora", "graft"]
+Method = Literal["full", "lora", "graft", "gates"]
 METHODS: tuple[Method, ...] = get_args(Method)
 UTILISATION = 0.4
 """Share of the data sheet's operations that training reaches; 0.3 to 0.5 are usual."""
@@ -119,7 +119,8 @@ def train(
     """What training ``spec`` by ``method`` takes on ``machine``.
 
     ``lora`` trains matrices of ``rank`` beside all of attention's (Hu et al. 2021); ``graft`` gives
-    a decoder-only model cross-attention in every ``every``-th layer, and trains that alone.
+    a decoder-only model cross-attention in every ``every``-th layer, and trains that alone,
+    ``gates`` no more of it than how far each layer is open.
     """
     chosen = next((known for known in METHODS if known == method), None)
     require(chosen is not None, "method", f"one of {', '.join(METHODS)}", method)
@@ -128,15 +129,19 @@ def train(
     share = is_number(utilisation) and 0 < utilisation <= 1
     require(share, "utilisation", "above 0 and at most 1", utilisation)
     trained_spec, trained = spec, parameters(spec)
-    if method == "graft":
+    grafts = method in ("graft", "gates")
+    if grafts:
         trained_spec = grafted(spec, every)
+        placement = trained_spec.decoder.placement
         trained = parameters(trained_spec) - parameters(spec)
+        if method == "gates":
+            trained = placement.count * placement.gates
     if method == "lora":
         trained = lora_parameters(spec, rank)
-    require_within(spec, data, grafted=method == "graft")
+    require_within(spec, data, grafted=grafts)
     held = parameters(trained_spec) + (trained if method == "lora" else 0)
     forward, frozen = forward_flops(trained_spec, data), 0
-    if method == "graft":
+    if grafts:
         frozen = decoder_flops(spec.decoder, data.source_length, logits=0)
     # A gradient for each activation; and one for each weight that changes.
     share_trained = min(1.0, trained / parameters(trained_spec))
