@@ -106,6 +106,8 @@ def limited(model: str, budget: int, what: str) -> dict[str, Any]:
             grown = max(grown, data_bytes() - held)
             time.sleep(0.005)
         lengths = [len(ticket.result().tokens) for ticket in fits]
+        while engine.stats().held_bytes:  # what was answered is let go a moment later
+            time.sleep(0.005)
         refusal = ""
         try:
             for ticket in submitted(loaded, engine, more, what):
