@@ -362,14 +362,15 @@ def _resampler_flops(spec: ResamplerSpec, width: int, positions: int) -> int:
     return spec.layers * (spec.latents * per_latent + read * 4 * inner * width)
 
 
-def _is_int4(matrix: Matrix, quantize: str | None) -> bool:
+def is_int4(matrix: Matrix, quantize: str | None) -> bool:
+    """Whether it has four bits: vocabularies keep eight."""
     return quantize == "int4" and matrix.role not in ("table", "head")
 
 
 def _narrow_bytes(matrix: Matrix, quantize: str | None) -> int:
     """Filled up to whole panels, int8 with a scale and a sum for each output."""
     outputs = _whole(matrix.outputs, PANEL)
-    if _is_int4(matrix, quantize):
+    if is_int4(matrix, quantize):
         groups = outputs // PANEL * (_whole(matrix.inputs, GROUP) // GROUP)
         return matrix.times * groups * GROUP_BYTES
     scales = matrix.outputs * FLOAT_BYTES + outputs * INT32_BYTES
@@ -383,7 +384,7 @@ def _multiplied_bytes(matrix: Matrix, dtype: str, quantize: str | None) -> int:
         return numbers * dtype_bytes(dtype)
     if matrix.role in ("stem", "output"):
         return numbers * FLOAT_BYTES
-    if _is_int4(matrix, quantize):
+    if is_int4(matrix, quantize):
         return numbers * GROUP_BYTES // (PANEL * GROUP)
     return numbers + matrix.times * matrix.outputs * FLOAT_BYTES
 

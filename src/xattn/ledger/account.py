@@ -74,6 +74,11 @@ class Setting:
     """An engine serves them, which reads one prompt at a time, in pieces."""
 
     @property
+    def quantize(self) -> str | None:
+        """How weights are narrow, as :func:`xattn.load` calls it; None where they are not."""
+        return self.weights_dtype if self.weights_dtype in ("int8", "int4") else None
+
+    @property
     def rows(self) -> int:
         """Sequences that are decoded at a time."""
         return self.batch * self.beams

@@ -212,7 +212,7 @@ def _answers(decoder: DecoderSpec, setting: Setting) -> Iterator[Row]:
 def _model(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting) -> Iterator[Row]:
     """Weights, and room to work in."""
     decoder, rows, form = spec.decoder, setting.rows, setting.form
-    quantize = setting.weights_dtype if setting.weights_dtype in ("int8", "int4") else None
+    quantize = setting.quantize
     dtype = "float32" if quantize else setting.weights_dtype
     read = read_bytes(decoder, dtype=dtype, quantize=quantize, rows=rows)
     step_flops = rows * (layer_flops(decoder) + head_flops(decoder))

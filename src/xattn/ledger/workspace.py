@@ -17,6 +17,7 @@ from xattn.counts import (
     Matrix,
     decoder_matrices,
     encoder_matrices,
+    is_int4,
     matrices,
     parameters,
     weight_bytes,
@@ -73,7 +74,7 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
             decoder, max((one.positions for one in amounts), default=0), form
         )
     decoding += step(fed, setting.rows, seen)
-    if is_absorbed(form) and setting.weights_dtype in ("int8", "int4"):
+    if is_absorbed(form) and setting.quantize is not None:
         layers = max(1, decoder.placement.projections)
         decoding += absorption_bytes(decoder) // layers  # the next on their way
     longest = max((amount.encoded for amount in amounts), default=0)
@@ -89,8 +90,7 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
     passing = max(decoding, encoding if amounts else 0) + moving
     if not setting.engine:  # whose requests come while others' caches are moved
         passing = max(decoding + moving, encoding if amounts else 0)
-    quantize = setting.weights_dtype if setting.weights_dtype in ("int8", "int4") else None
-    return max(passing, looking_bytes(spec, quantize))
+    return max(passing, looking_bytes(spec, setting.quantize))
 
 
 def _pass_bytes(
@@ -182,7 +182,7 @@ def looking_bytes(spec: ModelSpec, quantize: str | None = None) -> int:
 
 def _looked_at(matrix: Matrix, quantize: str) -> int:
     panels = -(-matrix.outputs // PANEL)
-    if quantize == "int4" and matrix.role not in ("table", "head"):
+    if is_int4(matrix, quantize):
         return max(panels, -(-matrix.inputs // GROUP) * GROUP_BYTES)
     return max(panels, -(-matrix.inputs // QUAD) * PANEL * QUAD)
 
