@@ -87,9 +87,9 @@ def workspace_bytes(spec: ModelSpec, amounts: Sequence[Amount], setting: Setting
         encoding = _pass_bytes(
             decoder, longest, 0, longest, positions=0, memories=0, form="materialized"
         )
-    passing = max(decoding, encoding if amounts else 0) + moving
-    if not setting.engine:  # whose requests come while others' caches are moved
-        passing = max(decoding + moving, encoding if amounts else 0)
+    # An engine's requests come, and are encoded, while others' caches are moved.
+    beside = moving if setting.engine else 0
+    passing = max(decoding + moving, encoding + beside if amounts else 0)
     return max(passing, looking_bytes(spec, setting.quantize))
 
 

@@ -5,7 +5,7 @@ output of zeros, so that the first logits are the model's own, bit by bit.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ def graft(
     require(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", kind)
     mask = layers_of(placement, decoder.layers)
     require(any(mask), "placement", "one layer or more", placement)
-    several = isinstance(encoder, list | tuple)
-    given: Iterable[Any] = encoder if several else [encoder]  # type: ignore[assignment]
+    given: list[Any] = list(encoder) if isinstance(encoder, list | tuple) else [encoder]
     lent = [_lent(one, model, offline) for one in given]
     projectors, memory_width = _projectors(projector, lent, decoder, kind)
     placed = Placement(
