@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LONG = ("command-line.md", "ledger.md")
-"""Pages whose commands take a minute together; what they show is tested command by command."""
+LONG = ("command-line.md", "ledger.md", "store.md")
+"""Pages whose commands take a minute each; what they show is tested command by command."""
 SNIPPET = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)")
 
