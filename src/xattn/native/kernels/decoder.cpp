@@ -176,7 +176,8 @@ struct Stopwatch {
 
 constexpr int64_t PHASES = 20;           // at most in a layer
 constexpr int64_t CHUNK = 128 << 10;     // bytes of weights that a chunk reads, or more
-constexpr int64_t STRETCH = 256;  // positions at least in a stretch
+constexpr int64_t STRETCH = 256;         // positions at least in a stretch
+constexpr int64_t LINE = 64;             // bytes that memory hands over at once
 
 // How memories are cut, kept from step to step for its room only.
 thread_local std::vector<Stretch> stretches;
@@ -567,8 +568,11 @@ struct Pass {
 
     void read_stretches(Worker &w, const Attention &a, int64_t reading) {
         const int64_t groups = step.reads->absorbed ? 1 : a.groups;
-        w.share(stretch_count * groups, [&](int64_t i) {
-            read_stretch(a, reading, stretch[i / groups], i % groups, w.me);
+        // Groups lie one behind the other: many memories are read from end to end.
+        const int64_t together = stretch_count >= 4 * threads ? groups : 1;
+        w.share(stretch_count * groups / together, [&](int64_t i) {
+            for (int64_t c = i * together; c < (i + 1) * together; c++)
+                read_stretch(a, reading, stretch[c / groups], c % groups, w.me);
         });
     }
 
@@ -616,19 +620,20 @@ struct Pass {
             } else {
                 unpack(static_cast<const int8_t *>(segment.keys) + g * segment.key_group,
                        segment.key_scales + g * segment.scale_group, segment.key_stride, from,
-                       count, width, unpacked, key_at);
+                       count, width, unpacked, key_at, block);
                 if (absorbed)
                     std::copy_n(key_at, count, value_at);
                 else
                     unpack(static_cast<const int8_t *>(segment.values) + g * segment.value_group,
                            segment.value_scales + g * segment.scale_group, segment.value_stride,
-                           from, count, width, unpacked + BLOCK * width, value_at);
+                           from, count, width, unpacked + BLOCK * width, value_at, block);
             }
             if (mask)
                 for (int s = 0; s < count; s++) bias[s] = mask[from + s] ? 0.0f : NOTHING;
-            const bool more = reads.numbers == FLOAT && from + block < piece.to;
+            const int64_t ahead = reads.numbers == FLOAT ? block : 0;
             fold(query_at, found, number, key_at, value_at, count, width, width, a.scale,
-                 mask ? bias : nullptr, 0, scores, more ? block * segment.key_stride : 0);
+                 mask ? bias : nullptr, 0, scores, ahead * segment.key_stride,
+                 absorbed ? 0 : ahead * segment.value_stride);
         }
         int i = 0;
         for (int64_t r = reads.first[piece.memory]; r < reads.first[piece.memory + 1]; r++)
@@ -652,12 +657,15 @@ struct Pass {
     }
 
     static void unpack(const int8_t *numbers, const float *scales, int64_t stride, int64_t from,
-                       int count, int64_t width, float *to, float **at) {
+                       int count, int64_t width, float *to, float **at, int64_t ahead) {
         for (int s = 0; s < count; s++) {
             const int8_t *row = numbers + (from + s) * stride;
             const float scale = scales[from + s];
-            at[s] = to + s * width;
-            for (int64_t i = 0; i < width; i++) at[s][i] = row[i] * scale;
+            for (int64_t i = 0; i < width; i += LINE) fetch(row + ahead * stride + i);
+            float *wide = at[s] = to + s * width;
+            int64_t i = 0;
+            for (; i + LANES <= width; i += LANES) store(wide + i, widened(row + i) * scale);
+            for (; i < width; i++) wide[i] = row[i] * scale;
         }
     }
 

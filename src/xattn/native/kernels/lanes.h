@@ -8,6 +8,10 @@
 #include <limits>
 #include <utility>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #else
@@ -25,6 +29,17 @@ static inline Lanes load_some(const float *from, int64_t count) {
     Lanes x{};
     std::memcpy(&x, from, count * sizeof(float));
     return x;
+}
+static inline Lanes widened(const int8_t *from) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#else
+    Lanes x;
+    for (int i = 0; i < LANES; i++) x[i] = from[i];
+    return x;
+#endif
 }
 static inline void store(float *to, Lanes x) { *reinterpret_cast<LooseLanes *>(to) = x; }
 // What is needed soon, from memory to the cache next to the core's own.

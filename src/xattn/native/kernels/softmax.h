@@ -60,12 +60,14 @@ static inline void score_block(const float *const *queries, const float *const *
 // values += weights · the block's values, for QUERIES queries and WIDE vectors of their width.
 template <int QUERIES, int WIDE>
 static inline void weigh_tile(Reading *readings, const float *weights, const float *const *values,
-                              int count, int64_t from) {
+                              int count, int64_t from, int64_t ahead) {
     Lanes sum_of[QUERIES][WIDE];
     for (int q = 0; q < QUERIES; q++)
         for (int i = 0; i < WIDE; i++) sum_of[q][i] = load(readings[q].values + from + i * LANES);
     for (int s = 0; s < count; s++) {
         Lanes value[WIDE];
+        if (ahead)
+            for (int i = 0; i < WIDE; i++) fetch(values[s] + ahead + from + i * LANES);
         for (int i = 0; i < WIDE; i++) value[i] = load(values[s] + from + i * LANES);
         for (int q = 0; q < QUERIES; q++)
             for (int i = 0; i < WIDE; i++) sum_of[q][i] += value[i] * weights[q * BLOCK + s];
@@ -76,12 +78,12 @@ static inline void weigh_tile(Reading *readings, const float *weights, const flo
 
 template <int QUERIES>
 static inline void weigh_block(Reading *readings, const float *weights, const float *const *values,
-                               int count, int64_t width) {
+                               int count, int64_t width, int64_t ahead) {
     int64_t from = 0;
     for (; from + 4 * LANES <= width; from += 4 * LANES)
-        weigh_tile<QUERIES, 4>(readings, weights, values, count, from);
+        weigh_tile<QUERIES, 4>(readings, weights, values, count, from, ahead);
     for (; from + LANES <= width; from += LANES)
-        weigh_tile<QUERIES, 1>(readings, weights, values, count, from);
+        weigh_tile<QUERIES, 1>(readings, weights, values, count, from, ahead);
     for (; from < width; from++)
         for (int q = 0; q < QUERIES; q++)
             for (int s = 0; s < count; s++)
@@ -119,7 +121,8 @@ static inline void settle(Reading &reading, float *scores, int count, int64_t wi
 static inline void fold(const float *const *queries, Reading *readings, int number,
                         const float *const *keys, const float *const *values, int count,
                         int64_t key_width, int64_t value_width, float scale, const float *bias,
-                        int64_t bias_stride, float *scores, int64_t ahead = 0) {
+                        int64_t bias_stride, float *scores, int64_t ahead = 0,
+                        int64_t values_ahead = 0) {
     int q = 0;
     for (; q + 4 <= number; q += 4, ahead = 0)
         score_block<4>(queries + q, keys, count, key_width, scale, scores + q * BLOCK, ahead);
@@ -132,8 +135,8 @@ static inline void fold(const float *const *queries, Reading *readings, int numb
         settle(readings[q], row, count, value_width);
     }
     q = 0;
-    for (; q + 4 <= number; q += 4)
-        weigh_block<4>(readings + q, scores + q * BLOCK, values, count, value_width);
-    for (; q < number; q++)
-        weigh_block<1>(readings + q, scores + q * BLOCK, values, count, value_width);
+    for (; q + 4 <= number; q += 4, values_ahead = 0)
+        weigh_block<4>(readings + q, scores + q * BLOCK, values, count, value_width, values_ahead);
+    for (; q < number; q++, values_ahead = 0)
+        weigh_block<1>(readings + q, scores + q * BLOCK, values, count, value_width, values_ahead);
 }
