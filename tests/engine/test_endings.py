@@ -251,6 +251,42 @@ def test_a_function_that_leaves_python_ends_its_own_request(bart, error):
     assert good.result(0).tokens == bart.generate([5, 6], **LONG).tokens
 
 
+def test_errors_that_are_their_own_causes_end(bart):
+    def itself(_, __):
+        error = LookupError("its own cause")
+        raise error from error
+
+    def each_other(_, __):
+        first, second = LookupError("one"), LookupError("the other")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    with xattn.Engine(bart) as engine:
+        for allowed in (itself, each_other):
+            bad = engine.submit([5, 6], prefix_allowed_tokens_fn=allowed, **LONG)
+            good = engine.submit([5, 6], **LONG)
+            with pytest.raises(LookupError):
+                bad.result(30)
+            assert good.result(30)
+
+
+def test_a_function_that_fails_once_is_not_asked_again(bart):
+    calls = []
+
+    def allowed(_, tokens):
+        calls.append(len(tokens))
+        if len(calls) == 3:
+            raise LookupError("once")
+        return [20, 21]
+
+    driven = Driven(bart)
+    bad = driven.submit([5, 6], prefix_allowed_tokens_fn=allowed, **LONG)
+    driven.finish()
+    with pytest.raises(LookupError, match="once"):
+        bad.result(0)
+    assert len(calls) == 3
+
+
 def test_what_leaves_python_in_the_engine_is_an_error_to_all(bart, monkeypatch):
     def step(*_, **__):
         raise SystemExit(3)

@@ -126,15 +126,17 @@ def test_a_memory_of_another_model_is_refused(bart, load):
         Driven(bart).submit(load("t5").encode([5, 6]))
 
 
-def test_what_only_the_queue_wants_gives_way(bart):
+@pytest.mark.parametrize("given", [False, True])
+def test_what_only_the_queue_wants_gives_way(bart, given):
     """A source that a request in the queue wants too is let go for one that can begin."""
     sources = [[5] * 40, [6] * 40]
+    same = bart.encode(sources[0]) if given else sources[0]
     alone = Driven(bart)
     need = alone.admission.predicted([alone.job(sources[0], num_beams=2, **FULL)])
     driven = Driven(bart, capacity_bytes=need.total + 3000, max_rows=2)
     first = driven.submit(sources[0], **FULL | {"max_new_tokens": 2})
     driven.worker.turn()
-    last = driven.submit(sources[0], num_beams=2, priority=-1, **FULL)
+    last = driven.submit(same, num_beams=2, priority=-1, **FULL)
     between = driven.submit(sources[1], num_beams=2, **FULL)
     for worker in driven.turns():
         assert worker.held.total <= need.total + 3000

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xattn.native.compiler import NativeError
+from xattn.native.compiler import NativeError, compiler_command
 from xattn.native.library import directory
 from xattn.store import MemoryStore
 from xattn.store.root import default_root
@@ -52,6 +52,37 @@ def test_without_a_compiler_torch_decodes_and_one_notice_says_why(pairs, tmp_pat
     assert "no C++ compiler was found (CXX=/nonexistent)" in notice
     assert notices[1] == []
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("printf 'error: caf\\351\\n' >&2; exit 1", "failed: error: caf"),
+        ("exit 0", "compiled nothing"),
+        (r'while [ "$1" != -o ]; do shift; done; echo "no library" > "$2"', "cannot be loaded"),
+        (
+            'case "$*" in *-shared*) while [ "$1" != -o ]; do shift; done;'
+            ' echo "int nothing;" > "$2.c"; exec cc -shared "$2.c" -o "$2";; esac',
+            "cannot be loaded",
+        ),
+    ],
+    ids=["fails", "writes nothing", "writes no library", "leaves functions out"],
+)
+def test_a_compiler_that_does_not_do_its_work_is_as_good_as_none(pairs, tmp_path, body, reason):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/bash\n{body}\n")
+    compiler.chmod(0o755)
+    more = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    answers, [notice] = run([str(pairs("bart").directory), ""], more)
+    assert len(answers) == 3
+    assert reason in notice
+
+
+def test_a_compiler_may_have_options(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ -g0 '-DSPACE=a b'")
+    name, *options = compiler_command()
+    assert Path(name).name == "g++"
+    assert options == ["-g0", "-DSPACE=a b"]
 
 
 def test_without_a_place_for_kernels_torch_decodes(pairs, tmp_path):

@@ -208,6 +208,9 @@ def _attend_heads(
     q_NGRK: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, scale: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """One head-wise softmax attention; returns the output and the float32 log-sum-exp."""
+    if k_NGSK.shape[2] == 0:  # which torch's kernel divides by
+        nothing = q_NGRK.new_full(q_NGRK.shape[:-1], float("-inf"), dtype=torch.float32)
+        return q_NGRK.new_zeros(*q_NGRK.shape[:-1], v_NGSK.shape[-1]), nothing
     inputs = (q_NGRK, k_NGSK, v_NGSK) if bias is None else (q_NGRK, k_NGSK, v_NGSK, bias)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     if q_NGRK.device.type != "cpu" or differentiable:

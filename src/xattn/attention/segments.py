@@ -161,7 +161,8 @@ def narrow(x: Float[Tensor, "*rows K"]) -> tuple[Num[Tensor, "*rows K"], Float[T
 
 
 def _stretches(positions: int) -> Iterator[slice]:
-    for start in range(0, positions, BLOCK):
+    """One at least, so that where there is nothing somebody says so."""
+    for start in range(0, max(1, positions), BLOCK):
         yield slice(start, min(start + BLOCK, positions))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -228,7 +229,7 @@ def _computing() -> dict[str, Any]:
     import torch
 
     from xattn.models.rates import known_rates
-    from xattn.native.compiler import NativeError, compiler_name
+    from xattn.native.compiler import NativeError, compiler_command
     from xattn.native.library import required
 
     libraries: dict[str, Any] = {
@@ -237,7 +238,7 @@ def _computing() -> dict[str, Any]:
         "OpenMP": torch.backends.openmp,
     }
     try:
-        compiler = compiler_name()
+        compiler = shlex.join(compiler_command())
     except NativeError as error:
         compiler = f"none: {error}"
     try:

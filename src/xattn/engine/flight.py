@@ -30,6 +30,8 @@ class Seat:
     """One for each row; of a job whose prompt is being read, the rest of the prompt."""
     reading: bool = True
     """Its prompt is being read, by one row."""
+    fault: BaseException | None = None
+    """What its caller's own function raised; the job ends with it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Flight:
         """
         found: set[int] = set()
         for seat in self.seats:
-            allowed = _allowed_of(seat.job)
+            allowed = _allowed_of(seat)
             if allowed is None:
                 return None
             found.update(allowed)
@@ -183,7 +185,7 @@ class Flight:
                 continue
             seat.reading = False
             self.tokens += seat.rows
-            move, landing = _chosen(seat.job, logits)
+            move, landing = _chosen(seat, logits)
             if move is not None:
                 moves[id(seat)] = move
                 staying.append(seat)
@@ -197,15 +199,19 @@ HALF_EMPTY = 8
 """Physical rows below which spare ones are not given back one by one."""
 
 
-def _allowed_of(job: Job) -> Sequence[int] | None:
+def _allowed_of(seat: Seat) -> Sequence[int] | None:
     try:
-        return job.course.allowed()
-    except BaseException:  # noqa: BLE001  (a caller's own function, which fails in `advance` too)
+        return seat.job.course.allowed()
+    except BaseException as error:  # noqa: BLE001  (it ends this job, once the others are fed)
+        seat.fault = error
         return None
 
 
-def _chosen(job: Job, logits_RV: Tensor) -> tuple[Move | None, Landing | None]:
+def _chosen(seat: Seat, logits_RV: Tensor) -> tuple[Move | None, Landing | None]:
     """What the job's course says; what goes wrong in it is the job's alone."""
+    job = seat.job
+    if seat.fault is not None:
+        return None, Landing(job, error=seat.fault)
     try:
         move = job.course.advance(logits_RV)
         if job.streams:

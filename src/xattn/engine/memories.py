@@ -39,8 +39,8 @@ class Shared:
     read: int = 0
     """Requests that read it."""
     memory: Memory | None = None
-    is_given: bool = False
-    """A caller has its states."""
+    given: Memory | None = None
+    """The same content as a caller has it."""
     own_projection: Projection | None = None
     pinned: Projection | None = None
     """What the model keeps of it, which takes no bytes here while it is kept there."""
@@ -63,14 +63,24 @@ class Shared:
         """Whether it was encoded and projected."""
         return (self.pinned or self.own_projection) is not None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether a caller has its states, so that it need not be encoded."""
+        return self.given is not None
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether states are held here: a request that only waits holds what its caller does."""
+        return self.memory is not None and (self.memory is not self.given or self.read > 0)
+
     def held_bytes(self, pins: Pins) -> int:
         """What is held of it here: its projection and its states, which others may hold as well."""
         own = self.own_projection
         if self.pinned is not None and not pins.keeps(self.pinned):
             own = self.pinned
         projected = 0 if own is None else own.size_bytes
-        if self.memory is None or (self.is_given and not self.read):
-            return projected  # a request that only waits holds nothing that its caller does not
+        if self.memory is None or not self.holds_states:
+            return projected
         return max(projected, self.memory.size_bytes) if self._aliased else (
             projected + self.memory.size_bytes
         )  # fmt: skip
@@ -111,7 +121,7 @@ class Memories:
             holds_kv=self._model.spec.decoder.cross_attention is None,
             predicted_bytes=self._predicted(source, positions, memory),
             memory=memory,
-            is_given=memory is not None,
+            given=memory,
         )
 
     def _predicted(self, source: Prepared | Memory, positions: int, memory: Memory | None) -> int:
@@ -154,7 +164,7 @@ class Memories:
         """Where states and projections of these are."""
         found: set[int] = set()
         for entry in self._held.values():
-            if entry.memory is not None and not (entry.is_given and not entry.read):
+            if entry.memory is not None and entry.holds_states:
                 found.add(place_of(entry.memory.states_SD))
             if entry.own_projection is not None:
                 found |= entry.own_projection.places
@@ -166,7 +176,8 @@ class Memories:
         for entry in entries:
             held = self._held.setdefault(entry.identity, entry)
             held.wanted += 1
-            held.source = held.source or entry.source
+            held.source, held.given = held.source or entry.source, held.given or entry.given
+            held.memory = held.memory or held.given
             used.append(held)
         return used
 
@@ -205,8 +216,7 @@ class Memories:
 
     def _drop(self, entry: Shared) -> None:
         entry.own_projection = entry.pinned = None
-        if not entry.is_given:
-            entry.memory = None
+        entry.memory = entry.given
         entry.in_use.close()
 
     @property

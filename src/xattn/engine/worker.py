@@ -406,7 +406,11 @@ def _ending(job: Job, why: str | None = None) -> EngineError:
 
 def let_go_of_frames(error: BaseException) -> None:
     """Who keeps an error keeps no caches, projections or logits of those who raised it."""
-    chain: BaseException | None = error
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain = chain.__cause__ or chain.__context__
+    raised, seen = [error], set[int]()
+    while raised:
+        one = raised.pop()
+        if id(one) in seen:  # errors may be each other's cause, and their own
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        raised += [other for other in (one.__cause__, one.__context__) if other is not None]

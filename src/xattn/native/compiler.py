@@ -3,9 +3,11 @@
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "kernels"
@@ -28,7 +30,7 @@ def compiled(directory: Path) -> Path:
 
     A half-written library is never seen: it gets its name when it is whole.
     """
-    compiler = compiler_name()
+    compiler = compiler_command()
     target = directory / f"kernels-{_fingerprint(compiler)}.so"
     try:
         if target.is_file() and _is_ours(target):
@@ -48,13 +50,14 @@ def compiled(directory: Path) -> Path:
     return target
 
 
-def compiler_name() -> str:
-    """The C++ compiler that is used here; :class:`NativeError` where there is none."""
+def compiler_command() -> list[str]:
+    """The C++ compiler that is used here, and its options; :class:`NativeError` without one."""
     named = os.environ.get("CXX")
-    for name in (named,) if named else COMPILERS:
+    for command in (named,) if named else COMPILERS:
+        name, *options = shlex.split(command) or [""]
         found = shutil.which(name)
         if found is not None:
-            return found
+            return [found, *options]
     wanted = f"CXX={named}" if named else " or ".join(COMPILERS)
     raise NativeError(f"no C++ compiler was found ({wanted}); install one")
 
@@ -67,13 +70,13 @@ def _is_ours(path: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: Sequence[str]) -> str:
     """Changes with everything that the library is made of."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
-    about = Path(compiler).resolve().stat()
-    parts = (*FLAGS, compiler, about.st_size, about.st_mtime_ns, platform.machine(), _features())
+    about = Path(compiler[0]).resolve().stat()
+    parts = (*FLAGS, *compiler, about.st_size, about.st_mtime_ns, platform.machine(), _features())
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -87,11 +90,13 @@ def _features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, scratch: Path) -> Path:
+def _compile(compiler: Sequence[str], scratch: Path) -> Path:
     compiled, linked = scratch / "kernels.o", scratch / "kernels.so"
-    _run([compiler, *FLAGS, "-c", str(SOURCE / "decoder.cpp"), "-o", str(compiled)])
+    _run([*compiler, *FLAGS, "-c", str(SOURCE / "decoder.cpp"), "-o", str(compiled)])
     # Not linked with OpenMP: torch has brought its own, and its threads are the ones to use.
-    _run([compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
+    _run([*compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
+    if not linked.is_file():
+        raise NativeError(f"{compiler[0]} compiled nothing")
     os.chmod(linked, 0o700)
     return linked
 
@@ -99,7 +104,12 @@ def _compile(compiler: str, scratch: Path) -> Path:
 def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired as error:
         raise NativeError(f"{command[0]} took longer than {PATIENCE} seconds") from error

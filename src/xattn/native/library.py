@@ -24,16 +24,16 @@ class Library:
         self.path = path
         try:
             functions = ctypes.CDLL(str(path))
-        except OSError as error:
+            self._step, self._product = functions.xattn_step, functions.xattn_product
+            self.likeliest = functions.xattn_likeliest
+            """The best ``k`` of each row of logits; see ``kernels/likeliest.h``."""
+        except (OSError, AttributeError) as error:
             raise NativeError(f"{path} cannot be loaded: {error}") from error
-        self._step, self._product = functions.xattn_step, functions.xattn_product
         self._step.restype, self._step.argtypes = c_int64, [POINTER(Step)]
         self._product.restype = None
         self._product.argtypes = [
             *(POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64)
         ]
-        self.likeliest = functions.xattn_likeliest
-        """The best ``k`` of each row of logits; see ``kernels/likeliest.h``."""
         self.likeliest.restype = None
         self.likeliest.argtypes = [
             *(c_void_p, c_int64, c_int64, c_int64, c_int64),

@@ -682,7 +682,7 @@ struct Pass {
         float tops[2] = {NOTHING, NOTHING}, inside = 0.0f, mass = NOTHING;
         for (int64_t p = 0; p < count; p++) {
             float &of_kind = tops[weighed && weighed[p]];
-            of_kind = std::max(of_kind, part[p].top);
+            of_kind = higher(of_kind, part[p].top);
         }
         if (tops[1] != NOTHING) {
             for (int64_t p = 0; p < count; p++)
@@ -690,7 +690,7 @@ struct Pass {
                     inside += std::exp(part[p].top - tops[1]) * part[p].total;
             mass = step.reads->scales[row] * (tops[1] + std::log(inside));
         }
-        const float top = std::max(tops[0], mass);
+        const float top = higher(tops[0], mass);
         float total = 0.0f;
         if (top == NOTHING) {
             for (int64_t i = 0; i < K; i++) to[i] = query[i] * 0.0f;

@@ -84,7 +84,10 @@ static inline void all_sums(const Lanes *x, float *to) {
 
 static inline float sum(Lanes x) { return sums<1>(&x)[0]; }
 
+// Where x is no number, y.
 static inline Lanes larger(Lanes x, Lanes y) { return x > y ? x : y; }
+// Where one is no number, that.
+static inline float higher(float x, float y) { return x > y || x != x ? x : y; }
 
 static inline float largest(Lanes x) {
     float best = x[0];

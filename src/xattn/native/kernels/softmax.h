@@ -90,15 +90,19 @@ static inline void weigh_block(Reading *readings, const float *weights, const fl
                 readings[q].values[from] += weights[q * BLOCK + s] * values[s][from];
 }
 
-// Turn scores into weights; what was read before is scaled down where a larger score came.
+// Turn scores into weights; what was read before is scaled down where a larger score came. A score
+// that is no number makes the total none.
 static inline void settle(Reading &reading, float *scores, int count, int64_t width) {
     for (int s = count; s % LANES; s++) scores[s] = NOTHING;
     Lanes tops = all(NOTHING);
-    for (int s = 0; s < count; s += LANES) tops = larger(tops, load(scores + s));
-    const float top = std::max(largest(tops), reading.top);
+    for (int s = 0; s < count; s += LANES) tops = larger(load(scores + s), tops);
+    float top = higher(largest(tops), reading.top);
     if (top == NOTHING) {
-        std::fill(scores, scores + count, 0.0f);
-        return;
+        if (std::none_of(scores, scores + count, [](float score) { return score != score; })) {
+            std::fill(scores, scores + count, 0.0f);
+            return;
+        }
+        top = NAN;
     }
     if (top > reading.top && reading.total != 0.0f) {
         const float shrink = std::exp(reading.top - top);
