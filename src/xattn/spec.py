@@ -164,6 +164,12 @@ class FeedForwardSpec:
     wide_down: bool = False
     """Keep the down projection in float32 when the model is float16 (T5 overflows there)."""
 
+    @property
+    def has_outliers(self) -> bool:
+        """Whether the down projection is given some: T5's is, and a product of two activations
+        (Sun et al. 2024, "Massive activations", arXiv 2402.17762)."""
+        return self.wide_down or self.gated
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:

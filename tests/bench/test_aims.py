@@ -32,11 +32,15 @@ def test_who_projects_in_every_call_is_compared_with_that():
     assert times_faster(speech, "ctranslate2", "warm") == 2.0
 
 
-def test_cells_of_unequal_outputs_do_not_count():
+@pytest.mark.parametrize("which", ["every", "median"])
+def test_who_says_something_else_is_not_faster(which):
     engines = {"xattn": timed(warm=1.0), "ctranslate2": timed(warm=9.0)}
     wrong = {"holds": False, "agreement": 0.5, "rule": "same tokens", "faults": ("they differ",)}
-    cells = [recorded("W2", engines, equality=wrong)]
-    assert verdict_of(cells, "W1, W2: decoding from memory, times CTranslate2, every")[2] == 0
+    cells = [recorded("W2", engines), recorded("W2", engines, equality=wrong)]
+    aim = f"W1, W2: decoding from memory, times CTranslate2, {which}"
+    assert verdict_of(cells[:1], aim) == ("reached", 9.0, 1)
+    assert verdict_of(cells[1:], aim) == ("missed", 0.0, 1)
+    assert verdict_of(cells, aim)[2] == 2
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.96, "reached"), (0.5, "missed")])

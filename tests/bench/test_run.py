@@ -251,7 +251,7 @@ def test_equal_precision_must_give_equal_tokens(tmp_path):
 
 def record_of(*cells):
     return {
-        "machine": {"processor": "a fast one"},
+        "machine": {"processor": "a fast one", "pinned to": "0, 1", "threads": "2"},
         "settings": {"rounds": 7, "quick": True, "environment": {"OMP_NUM_THREADS": "2"}},
         "engines": {"xattn": {"threads": 2}},
         "cells": list(cells),
@@ -302,12 +302,20 @@ def test_the_command_fails_where_outputs_differ(monkeypatch, capsys, tmp_path, f
     assert main(["bench", "--only", "W2", "--output", str(tmp_path)]) == code
     shown = capsys.readouterr()
     assert f"written to {tmp_path}" in shown.out
+    assert "a fast one, pinned to 0, 1, threads 2, 7 rounds; OMP_NUM_THREADS 2" in shown.out
     assert ("W2/cell: xattn and peer differ" in shown.err) == bool(fault)
+
+
+def test_a_file_is_no_place_for_a_record(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["bench", "--only", "W7/read", "--output", str(tmp_path / "file")]) == 2
+    assert "`--output` must be a directory that can be written" in capsys.readouterr().err
 
 
 def test_bad_usage_is_said(capsys):
     assert main(["bench", "--list", "--only", "W9"]) == 2
     assert main(["bench", "--cores", "x"]) == 2
+    assert main(["bench", "--cores", "0,0"]) == 2
     assert "`--cores` must be some of [" in capsys.readouterr().err
     assert main(["bench", "--list", "--quick", "--json", "--only", "W3"]) == 0
     assert json.loads(capsys.readouterr().out) == ["W3/t5-small/256/4/fp32"]

@@ -53,7 +53,7 @@ def rounding(directory, quantize, way):
     careful = {
         module.down
         for module in network.modules()
-        if isinstance(module, FeedForward) and module.spec.wide_down
+        if isinstance(module, FeedForward) and (module.spec.wide_down or module.spec.gated)
     }
     matrices = (nn.Linear, nn.Embedding, Head)
     multiplied = [module for module in network.modules() if isinstance(module, matrices)]

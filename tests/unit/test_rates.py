@@ -163,8 +163,6 @@ def test_what_is_measured_is_a_rate_and_leaves_seeds_alone(kernels):
     found = asdict(rates.measure(kernels=kernels))
     assert torch.equal(torch.rand(3), wanted)
     assert all(rates.LEAST <= rate <= rates.MOST for rate in found.values())
-    assert found["near_bytes_per_second"] >= found["far_bytes_per_second"]
-    assert found["projection_flops_per_second"] >= found["step_flops_per_second"]
 
 
 TWO = """

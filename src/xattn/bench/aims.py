@@ -15,14 +15,14 @@ Aim = dict[str, Any]
 
 
 def judge_aims(cells: Sequence[dict[str, Any]]) -> list[Aim]:
-    """All aims, over the cells whose outputs are equal; what nothing was measured for says so."""
-    cells = [cell for cell in cells if cell["equality"]["holds"]]
+    """All aims; what nothing was measured for says so. Where outputs differ, nothing is faster."""
+    sound = [cell for cell in cells if cell["equality"]["holds"]]
     return [
         *_against_peers(cells),
         *_int8(cells),
         *_many(cells),
-        *_length(cells),
-        *_roofline(cells),
+        *_length(sound),
+        *_roofline(sound),
     ]
 
 
@@ -50,12 +50,17 @@ def comparable(cell: dict[str, Any], peer: str, measure: str) -> str:
 
 
 def times_faster(cell: dict[str, Any], peer: str, measure: str) -> float | None:
-    """How many times as long ``peer`` takes, each at its best; None where one did not run."""
+    """How many times as long ``peer`` takes, each at its best; None where one did not run.
+
+    0 where they did other work.
+    """
     engines = cell["engines"]
     ours, theirs = engines.get("xattn", {}), engines.get(peer, {})
     a = per_step(theirs, fastest(theirs, measure))
     b = per_step(ours, fastest(ours, comparable(cell, peer, measure)))
-    return None if a is None or b is None else ratio(a, b).median
+    if a is None or b is None:
+        return None
+    return ratio(a, b).median if cell["equality"]["holds"] else 0.0
 
 
 def _aim(
@@ -106,7 +111,7 @@ def _against_peers(cells: Sequence[dict[str, Any]]) -> Iterator[Aim]:
 def _int8(cells: Sequence[dict[str, Any]]) -> Iterator[Aim]:
     """How long answers of int8 weights are float32's."""
     both = [
-        (cell["name"], shares["xattn"], shares["ctranslate2"])
+        (cell["name"], shares["xattn"] * cell["equality"]["holds"], shares["ctranslate2"])
         for cell in cells
         if {"xattn", "ctranslate2"} <= (shares := cell.get("followed", {})).keys()
     ]
@@ -136,7 +141,7 @@ def _many(cells: Sequence[dict[str, Any]]) -> Iterator[Aim]:
         against("W4", "ctranslate2"),
     )
     lower = [
-        (cell["name"], theirs / ours)
+        (cell["name"], theirs / ours * cell["equality"]["holds"])
         for cell in cells
         if cell["workload"] == "W4"
         and (ours := _peak(cell, "xattn")) is not None

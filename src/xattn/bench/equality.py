@@ -9,7 +9,7 @@ Rule = Literal["same tokens", "as likely"]
 """``same tokens``: equal precision, token by token. ``as likely``: quantised weights may choose
 other tokens, also from call to call, and no fewer; each engine's answers are as likely to the other
 as to itself. How long they follow float32 is reported."""
-CLOSE, FAR = 0.1, 1.0
+CLOSE, FAR = 0.1, 0.5
 """Nats, of mean log-probabilities a token with int8 weights. What one engine says of an answer
 differs from what another says by 0.03 on random weights, and by whole nats where one leaves out
 something; what it says of two answers, by 0.2, and of one that nobody chose, by ten."""

@@ -181,7 +181,8 @@ def equal_of(cell: dict[str, Any]) -> str:
         return "equal"
     shares = cell.get("followed", {})
     said = ", ".join(f"{SHORT[name]} {share:.0%}" for name, share in shares.items())
-    return f"as long; float32's up to {said}" if said else "as long"
+    same = f"as long, {verdict['agreement']:.0%} the same tokens"
+    return f"{same}; float32's up to {said}" if said else same
 
 
 def _memory(cells: Sequence[dict[str, Any]], peers: Sequence[str]) -> Table:

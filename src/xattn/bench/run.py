@@ -82,7 +82,7 @@ class Run:
 
     def measure(self, cells: Sequence[Cell]) -> dict[str, Any]:
         """Measure the cells that have no record yet; it is written after each of them."""
-        self._settings.output.mkdir(parents=True, exist_ok=True)
+        self._prepare_output()
         recorded = {cell["name"] for cell in self.record["cells"]}
         for number, cell in enumerate(cells, 1):
             if cell.name in recorded:
@@ -93,6 +93,15 @@ class Run:
             self.record["aims"] = judge_aims(self.record["cells"])
             self._write()
         return self.record
+
+    def _prepare_output(self) -> None:
+        try:
+            self._settings.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"`--output` must be a directory that can be written, but is "
+                f"{str(self._settings.output)!r}: {error.strerror}."
+            ) from error
 
     def _followed(self, found: dict[str, Any]) -> dict[str, Any]:
         """With how long each engine says what float32 says, where that was measured before."""
@@ -115,6 +124,7 @@ class Run:
         """Take the cells of the record in ``output`` that no engine broke in."""
         path = self._settings.output / RECORD
         if not path.is_file():
+            self._say(f"nothing to go on with: no {path}")
             return
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))

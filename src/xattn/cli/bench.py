@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,6 +100,7 @@ def bench(
     if json:
         print_json(record)
     else:
+        print_line(_conditions(record))
         print_table(("aim", "wanted", "found", "verdict"), _rows(record))
         print_line(f"written to {settings.output}")
     wrong = list(faults(record))
@@ -122,9 +123,21 @@ def _cores(given: str | None) -> tuple[int, ...]:
         wanted = tuple(int(part) for part in given.split(","))
     except ValueError:
         wanted = ()
-    if not wanted or not set(wanted) <= set(allowed):
-        raise UsageError(f"`--cores` must be some of {allowed}, as 0,1, but is {given!r} instead.")
+    if not wanted or not set(wanted) <= set(allowed) or len(set(wanted)) < len(wanted):
+        raise UsageError(
+            f"`--cores` must be some of {allowed}, each once, as 0,1, but is {given!r} instead."
+        )
     return wanted
+
+
+def _conditions(record: dict[str, Any]) -> str:
+    """What all engines ran with."""
+    machine, settings = record["machine"], record["settings"]
+    variables = ", ".join(f"{name} {value}" for name, value in settings["environment"].items())
+    return (
+        f"{machine['processor']}, pinned to {machine['pinned to']}, threads {machine['threads']}, "
+        f"{settings['rounds']} rounds; {variables}"
+    )
 
 
 def _rows(record: dict[str, object]) -> list[tuple[str, str, str, str]]:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from xattn.decoding.asking import Question
 from xattn.decoding.prompts import Prompt
 from xattn.engine.admission import Admission, Bounds
@@ -23,6 +25,7 @@ from xattn.ledger.account import Account
 from xattn.memory import Memory
 from xattn.model import Model, Source
 from xattn.models.parallel import Parallel
+from xattn.native.process import available_bytes
 from xattn.spec import FORMS, Form, is_absorbed
 
 MOST_ROWS = 64
@@ -38,9 +41,10 @@ class Engine:
 
     ``capacity_bytes`` bounds what requests in flight may take before they end, foretold from
     shapes: self-attention caches, memories with their projections, and room for a step or an
-    encoding. Weights are not counted; None bounds nothing. ``max_rows`` bounds the sequences in
-    flight (beams and samples count each), ``max_queue`` the requests that wait. ``form`` is how
-    memories are read.
+    encoding. Weights are not counted. None: four fifths of the memory that is left on the model's
+    device when the engine is made, where the system says (Linux, CUDA). ``max_rows`` bounds the
+    sequences in flight (beams and samples count each), ``max_queue`` the requests that wait.
+    ``form`` is how memories are read.
 
     A thread of its own runs the model, which nobody may change meanwhile. Close the engine, or use
     it in a ``with`` or ``async with`` block: its end waits for all requests, or cancels them where
@@ -60,6 +64,8 @@ class Engine:
         require(form in FORMS, "form", f"one of {', '.join(FORMS)}", form)
         if is_absorbed(form):
             model.spec.decoder.require_absorbable()
+        if capacity_bytes is None:
+            capacity_bytes = _left_on(model.network.device)
         bounds = Bounds(capacity_bytes=capacity_bytes, max_rows=max_rows, max_queue=max_queue)
         self._worker = Worker(model, form, Admission(model.network, form, bounds))
         self._thread = threading.Thread(
@@ -279,6 +285,13 @@ class _HandingIn:
             self._abandoned = True
             if self._ticket is not None:
                 self._ticket.cancel()
+
+
+def _left_on(device: torch.device) -> int | None:
+    """What an engine may take of what nobody has yet; None where the system does not say."""
+    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    left = available_bytes() if device.type == "cpu" else left
+    return None if left is None else max(1, left * 4 // 5)
 
 
 def _work(worker: Worker) -> None:

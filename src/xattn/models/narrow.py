@@ -200,7 +200,7 @@ def narrow_layer(module: nn.Module, name: str, bits: int) -> None:
     """Make that product narrow, of 8 or 4 bits, in place."""
     linear: nn.Linear = getattr(module, name)
     weight_OI = linear.weight.detach()
-    careful = isinstance(module, FeedForward) and module.spec.wide_down and name == "down"
+    careful = isinstance(module, FeedForward) and module.spec.has_outliers and name == "down"
     matrix = (
         NibbleMatrix.of(weight_OI) if bits == 4 else NarrowMatrix.of(weight_OI, careful=careful)
     )
