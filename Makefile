@@ -67,6 +67,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 bench: $(STAMP)
+	$(BIN)/xattn bench
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/real_weights.py
 	$(BIN)/python benchmarks/store.py
@@ -75,8 +76,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/quantised.py
 	$(BIN)/python benchmarks/ledger.py
 	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/lookup.py
+	$(BIN)/python benchmarks/fusion.py
+	$(BIN)/python benchmarks/library.py
 	$(BIN)/python benchmarks/placement_whisper.py
-	$(BIN)/xattn bench
 
 clean:
 	rm -rf .venv dist build out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -61,6 +61,7 @@ WAYS = [
     Way("int4", "materialized"),
 ]
 ROUNDS, SPOKEN = 9, 64
+ABSORBED, AGREEMENT = Way("float32", "absorbed-int8").name, 99.0
 
 
 def main() -> None:
@@ -253,6 +254,9 @@ def page(found: dict[str, Any]) -> str:
         + ".",
         "",
         *table(speech["ways"], ("wer_percent", "WER %")),
+        "",
+        f"Of memories absorbed in int8, {AGREEMENT} % of token agreement is wanted: "
+        f"{speech['ways'][ABSORBED]['token_agreement_percent']} %.",
         "",
         f"Grapheme to phoneme, {found['g2p']['words']} words, greedy.",
         "",

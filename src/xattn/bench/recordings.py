@@ -37,8 +37,15 @@ class Windows:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         for file, samples_T in zip(wanted, windows(), strict=False):
-            np.save(file, samples_T)
-            np.save(file.with_suffix(".mel.npy"), window_log_mel(samples_T, 80).numpy())
+            _save(file, samples_T)
+            _save(file.with_suffix(".mel.npy"), window_log_mel(samples_T, 80).numpy())
+
+
+def _save(file: Path, numbers: NDArray[np.float32]) -> None:
+    """Under its name when it is whole."""
+    part = file.with_suffix(".part.npy")
+    np.save(part, numbers)
+    part.replace(file)
 
 
 def windows() -> Iterator[NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from xattn.readable import readable_seconds
 PAGE = "bench.md"
 TITLES = {
     "W1": "Whisper tiny.en on recordings",
-    "W2": "One text, 64 new tokens",
+    "W2": "One text",
     "W3": "One source, many prefixes",
     "W4": "Many requests over few documents",
     "W5": "A language model",

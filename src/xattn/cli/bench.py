@@ -81,7 +81,7 @@ def bench(
 
     pinned = _cores(cores)
     with tempfile.TemporaryDirectory() as temporary:
-        scratch = models or Path(temporary)
+        scratch = (models or Path(temporary)).absolute()
         if list_cells:
             found = Plan(quick=quick, scratch=scratch).cells(tuple(only or ()))
             names = [cell.name for cell in found]

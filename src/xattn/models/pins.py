@@ -52,7 +52,7 @@ class Pins:
         if not self._held:
             return []
         wanted = identity_of(memory)
-        return [form for identity, form in self._held if identity == wanted]
+        return [form for identity, form in list(self._held) if identity == wanted]
 
     def instead_of(self, memories: Sequence[Attended], form: Form) -> list[Attended]:
         """The projections that are kept of memories, or the memories where none is.

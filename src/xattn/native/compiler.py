@@ -17,6 +17,7 @@ FLAGS = (
 )
 COMPILERS = ("g++", "c++")
 """GNU's first: what it makes of a parallel region calls the OpenMP that torch brings."""
+ROOT = 0
 PATIENCE = 300
 """Seconds that a compiler may take."""
 
@@ -63,11 +64,11 @@ def compiler_command() -> list[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Nobody else can have put something there for us to run."""
+    """Nobody else can have put something there for us to run, but who made the system."""
     status = path.stat()
     if not hasattr(os, "getuid"):
         return True
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return status.st_uid in (os.getuid(), ROOT) and not status.st_mode & 0o022
 
 
 def _fingerprint(compiler: Sequence[str]) -> str:

@@ -111,7 +111,7 @@ class Engine:
                 "cold": Call(run=lambda: run(task.new_tokens)),
                 "first": Call(run=lambda: run(1)),
             },
-            notes={"warm": "a call with 64 new tokens less a call with 1"},
+            notes={"warm": f"a call with {task.new_tokens} new tokens less a call with 1"},
         )
 
     def _settings(self, task: Task, length: int) -> dict[str, Any]:
