@@ -563,15 +563,29 @@ class Model:
             fits = projector is None or projector.resampler is None
             bound = "of a modality that no resampler reads: its positions are lost there"
             require(fits, "memories", bound, memory)
-        how = None if parallel is None else [parallel]
-        state = self.network.start([memories], parallel=how)
-        fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])
         chosen = self.network.reading_heads if heads is None else list(heads)
         totals = [torch.zeros(len(generation.tokens), len(memory)) for memory in memories]
-        for _, _, shares in self.network.shares_read(fed, state, chosen):
+        for shares in self.shares_by_layer(memories, generation, heads=chosen, parallel=parallel):
             for total_TS, share_TAS in zip(totals, shares, strict=True):
-                total_TS += share_TAS[len(generation.prompt) - 1 :].sum(dim=1).cpu()
+                total_TS += share_TAS.sum(dim=1).cpu()
         return [total_TS / len(chosen) for total_TS in totals]
+
+    def shares_by_layer(
+        self,
+        memories: Sequence[Memory],
+        generation: Generation,
+        *,
+        heads: Sequence[tuple[int, int]],
+        parallel: Parallel | None = None,
+    ) -> Iterator[list[Tensor]]:
+        """The same of each layer and of each of its heads: shares ``[T, A, S]`` of each memory."""
+        how = None if parallel is None else [parallel]
+        state, again = self.network.start([memories], parallel=how), []
+        if parallel is not None and parallel.recompute:
+            again = self.network.blend(state, generation.prompt, parallel.recompute)
+        fed = torch.tensor([[*generation.prompt, *generation.tokens[:-1]]])
+        for _, _, shares in self.network.shares_read(fed, state, heads, again):
+            yield [share_TAS[len(generation.prompt) - 1 :] for share_TAS in shares]
 
     # Inside
 

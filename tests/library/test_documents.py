@@ -499,6 +499,13 @@ def test_sections_of_text_are_the_file(tmp_path_factory, name, text):
 # What cannot be read
 
 
+def test_a_cell_may_be_long(tmp_path):
+    long = "word " * 100_000
+    path = put(tmp_path, "a.csv", f'title,text\nshort,"{long}"\n')
+    [section] = read_document(path).sections()
+    assert section.table.rows == (("short", long),)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "says"),
     [
@@ -521,7 +528,12 @@ def test_sections_of_text_are_the_file(tmp_path_factory, name, text):
         ("a.docx", docx_bytes(docx.Document()), InvalidSourceError, "has no text and no rows"),
         ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", UnreadableSourceError, "is damaged"),
         ("a.parquet", b"PARE....", UnreadableSourceError, "save it without encryption"),
-        ("a.csv", "a,b\n1,2\n3\n", InvalidSourceError, "line 3 has 1 cells, but the header has 2"),
+        (
+            "a.csv",
+            "a,b\n1,2\n3\n",
+            InvalidSourceError,
+            "line 3 has 1 cells between ',', but the header has 2",
+        ),
         ("a.csv", 'a,b\n"1"x,2\n', UnreadableSourceError, "is badly quoted near line 2"),
         ("a.csv", "a,b\n", InvalidSourceError, "has no text and no rows"),
         ("a.jsonl", '{"a": 1}\n{"a"', UnreadableSourceError, "has no JSON in line 2"),

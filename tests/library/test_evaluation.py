@@ -8,7 +8,12 @@ import pytest
 import xattn
 from xattn.library.asking import answer
 from xattn.library.calibrating import calibrate
-from xattn.library.calibration import Calibration, calibration_of
+from xattn.library.calibration import (
+    Calibration,
+    calibration_of,
+    read_calibrations,
+    toml_of,
+)
 from xattn.library.evaluation import evaluate, holds, recall_of
 from xattn.library.passage import Passage
 from xattn.library.readers import ParallelReader
@@ -134,3 +139,25 @@ def test_a_known_model_has_its_calibration():
         assert len(found.heads) == 8
         assert 0 < found.threshold < 1
     assert calibration_of(model, "fusion") == Calibration()
+
+
+def test_what_is_printed_is_read_again(tmp_path):
+    model = xattn.load("smollm2-135m-instruct")
+    readers = {
+        "parallel": Calibration(heads=[(1, 2), (3, 4)], threshold=0.25),
+        "plain": Calibration(heads=[(5, 6)], threshold=0.5),
+    }
+    file = tmp_path / "found.toml"
+    file.write_text(toml_of(model.network.encoder_digest, readers))
+    found = read_calibrations(file)
+    for name, want in readers.items():
+        assert calibration_of(model, name, found) == want
+    assert calibration_of(model, "fusion", found) == Calibration()
+
+
+@pytest.mark.parametrize("text", ["", "models = 1", "[[models]]", '[[models]]\ndigest = "a"', "="])
+def test_what_is_no_calibration_is_named(tmp_path, text):
+    file = tmp_path / "found.toml"
+    file.write_text(text)
+    with pytest.raises(xattn.UsageError, match=r"found\.toml .*`xattn eval qa --calibrate`"):
+        read_calibrations(file)

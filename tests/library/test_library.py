@@ -145,6 +145,14 @@ def test_metadata_of_another_kind_than_before_fails_its_file(made, tmp_path):
     assert said(made) == before
 
 
+def test_metadata_has_no_name_that_every_passage_has(made, docs):
+    report = made.add(docs, metadata={"source": "elsewhere"}, full=True)
+    assert report.failed == len(list(docs.iterdir()))
+    assert "the metadata 'source' has the name of what every passage has" in (
+        report.failures[0].reason
+    )
+
+
 def test_metadata_stays_where_nobody_speaks_of_it(made, docs):
     made.add(docs / "rivers0.txt", metadata={"year": 2020})
     assert made.add(docs).unchanged == 6
@@ -239,6 +247,40 @@ def test_a_file_that_is_gone_leaves(made, docs):
     found = made.search("river", 1000)
     assert len(found) == len(made)
     assert str(gone) not in {one.passage.source for one in found}
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_file_that_says_nothing_any_more_leaves(made, docs, everywhere):
+    """It is empty, a directory, or no text."""
+    files = [docs / name for name in ("first", "second", "third")]
+    for number, file in enumerate(files):
+        file.write_text(f"The word of {file.name} is zylo{number}.\n")
+    made.add(docs)
+    files[0].write_text("")
+    files[1].unlink()
+    files[1].mkdir()
+    files[2].write_bytes(bytes(range(256)))
+    report = made.add(() if everywhere else docs, remove_missing=everywhere)
+    assert report.removed == 3
+    known = {passage.source for passage in made.passages()}
+    assert known.isdisjoint(map(str, files))
+
+
+def test_a_name_that_is_no_text_is_told_and_the_others_are_read(tmp_path, docs):
+    (docs / os.fsdecode(b"bad\xff.txt")).write_text("Nobody can say what this is called.\n")
+    with Library(tmp_path / "other.xattn", embedder=WordEmbedder(), **SETTINGS) as other:
+        report = other.add(docs)
+        assert report.added == len(list(docs.iterdir())) - 1
+        [failure] = report.failures
+    assert failure.source == str(docs / "bad\\xff.txt")
+    assert failure.reason == "has a name that is not UTF-8; rename it."
+
+
+def test_a_library_is_no_document(tmp_path, docs):
+    with Library(docs / "lib", embedder=WordEmbedder(), **SETTINGS) as inside:
+        inside.add(docs)
+        assert inside.add(docs).added == 0
+        assert all("lib" not in passage.source.split("/") for passage in inside.passages())
 
 
 def test_files_elsewhere_leave_only_when_told(made, docs, tmp_path):

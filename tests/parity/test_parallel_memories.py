@@ -178,6 +178,21 @@ def test_with_everything_made_again_it_is_the_plain_prompt(load, name, kernels):
     assert [one.tokens for one in pair] == [plain.tokens, alone.tokens]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_is_read_again_is_told_where_it_was_first(load, name):
+    """All made again, it is read as in one piece, and so are the shares of its positions."""
+    _, model = load(name)
+    memories = [*memories_of(model), *memories_of(model)[1:2]]
+    how = Parallel(recompute=1.0)
+    said = model.generate(memories, ASKED, parallel=how, max_new_tokens=6, eos_token_id=())
+    found = model.attribution(memories, said, parallel=how)
+    whole = model.encode([token for memory in memories for token in memory.source_tokens])
+    [want] = model.attribution([whole], said)
+    torch.testing.assert_close(torch.cat(found, dim=1), want, atol=1e-5, rtol=1e-3)
+    apart = torch.cat(model.attribution(memories, said), dim=1)
+    assert (apart - want).abs().max() > 1e-3
+
+
 def test_what_is_made_again_is_not_read_twice_or_changed(load):
     _, model = load("llama")
     memories = memories_of(model)

@@ -72,6 +72,16 @@ Reranker = Annotated[
     str | None,
     typer.Option(rich_help_panel=READING, help="A cross-encoder that looks at what was found."),
 ]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        rich_help_panel=READING,
+        help="What 'xattn eval qa --calibrate' printed for the model: the heads that tell what an "
+        "answer rests on, and the support from which on it does; unset: as xattn knows them.",
+    ),
+]
 Show = Annotated[
     bool, typer.Option("--show/--bare", help="Footnotes with what is quoted, or the text alone.")
 ]
@@ -98,6 +108,7 @@ def ask(
     passage_temperature: Temperature = 0.9,
     passage_scale: Scale = 1.0,
     recompute: Recompute = 0.0,
+    calibration: CalibrationFile = None,
     show: Show = True,
     html: Html = None,
     cache: Cache = True,
@@ -109,17 +120,22 @@ def ask(
     """Answer questions from a library, with footnotes that say what each sentence rests on.
 
     Passages are found by meaning and by words, and attended to as memories: from the store, where
-    they were read before. [?] stands behind a sentence that rests on nothing in them. Several
-    questions are answered together, and passages that they share are held once.
+    they were read before. [?] stands behind a sentence that rests on nothing in them, where a
+    calibration says from which support on it does. Several questions are answered together, and
+    passages that they share are held once.
     """
+    from xattn.library.calibration import calibration_of, read_calibrations
     from xattn.library.library import Library
     from xattn.library.page import write_page
+    from xattn.library.readers.language import SHARPENED
     from xattn.models.parallel import Parallel
 
     if not questions:
         raise UsageError('no question was given; try: xattn ask "What is …?" --library DIR')
     if html is not None and len(questions) > 1:
         raise UsageError(f"--html is a page for one question, but {len(questions)} were given.")
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html must be a file, but {html} is a directory.")
     how = Parallel(
         positions=positions,
         temperature=passage_temperature,
@@ -131,13 +147,31 @@ def ask(
         if cache:
             use_store(loaded, store)
         opened.reader = reader_of(loaded, reader, how)
-        answers = opened.ask_many(questions, k, where=where_of(where), **settings)
-    if html is not None:
-        print_note(f"wrote {write_page(answers[0], html)}")
+        if how != SHARPENED and opened.reader.name != "parallel":
+            raise UsageError(
+                "--positions, --passage-temperature, --passage-scale and --recompute are of the "
+                f"parallel reader, but passages are read by the {opened.reader.name} one."
+            )
+        found = None if calibration is None else read_calibrations(calibration)
+        known = calibration_of(loaded, opened.reader.name, found)
+        answers = opened.ask_many(
+            questions, k, where=where_of(where), calibration=known, **settings
+        )
     if json:
         documents = [document_of(answer) for answer in answers]
         print_json(documents if len(documents) > 1 else documents[0])
-        return
+    else:
+        _print_all(answers, show=show)
+    if not known.threshold:
+        print_note(
+            "no calibration is known of this model, so no sentence is marked [?]: see 'xattn eval "
+            "qa --calibrate'"
+        )
+    if html is not None:
+        print_note(f"wrote {write_page(answers[0], html)}")
+
+
+def _print_all(answers: "Sequence[Answer]", *, show: bool) -> None:
     for place, answer in enumerate(answers):
         if len(answers) > 1:
             print_line(f"{'' if place == 0 else chr(10)}{answer.question}")

@@ -81,6 +81,7 @@ def qa(
     right answer is better supported than a wrong one. Times are to the first token, with the
     passages' memories there (warm) and with nothing encoded (cold).
     """
+    from xattn.library.calibration import toml_of
     from xattn.library.evaluation import recall_of
     from xattn.library.squad import read_questions
     from xattn.models.parallel import Parallel
@@ -120,11 +121,8 @@ def qa(
     print_line(f"{len(chosen)} questions, {len(texts)} paragraphs")
     print_line(", ".join(f"recall@{n} {value:.3f}" for n, value in recall.items()))
     print_table(HEADER, [_row(row) for row in rows])
-    for name, chosen_heads in calibrations.items():
-        digest = loaded.network.encoder_digest
-        print_line(f'\n[[models]]\ndigest = "{digest}"\n[models.readers.{name}]')
-        told = _told(chosen_heads)
-        print_line(f"heads = {told['heads']}\nthreshold = {told['threshold']:.3f}")
+    if calibrations:
+        print_line("\n" + toml_of(loaded.network.encoder_digest, calibrations).rstrip())
 
 
 HEADER = (
@@ -247,10 +245,6 @@ def _scores(
         stores[0].close()
         model.store = None
     return replace(scores, k=k)
-
-
-def _progress(what: str) -> Progress:
-    return Progress(what, unit="questions", results_on_stdout=False)
 
 
 def _told(calibration: "Calibration") -> dict[str, Any]:

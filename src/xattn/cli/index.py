@@ -16,6 +16,7 @@ from xattn.readable import counted
 
 if TYPE_CHECKING:
     from xattn.library.indexing import Report
+    from xattn.library.library import Library
 
 PASSAGES, EMBEDDING = "Passages", "Embedding"
 
@@ -182,6 +183,7 @@ def index(
                 )
             )
         document: dict[str, Any] = {"library": str(opened.root), "passages": len(opened)}
+        _tell_what_is_unseen(opened)
     if loaded is not None and loaded.store is not None:
         with (
             Library(library, model=loaded) as opened,
@@ -200,6 +202,17 @@ def index(
             print_line(_line(document, report))
     if any(report.failed for report in reports):
         raise typer.Exit(FAILED)
+
+
+def _tell_what_is_unseen(library: "Library") -> None:
+    """Where the embedder cuts what a passage may have."""
+    embedder, most = library.embedder, library.settings.passage_tokens
+    longest = getattr(embedder, "longest", None)
+    if longest is not None and most > longest:
+        print_note(
+            f"passages may have {most} tokens, of which {embedder.name} reads {longest}: the rest "
+            "is found by its words only"
+        )
 
 
 def _metadata(given: list[str] | None) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ class Steps(Protocol[S]):
         """
         ...
 
-    def blend(self, state: S, prompt: Sequence[int], share: float, /) -> None:
+    def blend(self, state: S, prompt: Sequence[int], share: float, /) -> object:
         """Make a share of a single row's memories again, with what stands before in sight."""
         ...
 

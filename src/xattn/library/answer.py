@@ -53,7 +53,7 @@ class Sentence:
     start: int
     end: int
     support: float
-    """What its best citation has."""
+    """What its best citation has; of a table, the row that it is in."""
     is_supported: bool
     """Whether that is as much as sentences have that are right."""
     citations: tuple[int, ...]

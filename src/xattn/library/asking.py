@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xattn.engine import Engine, Ticket
-from xattn.errors import PromptError, require
+from xattn.errors import PromptError, UsageError, require
 from xattn.generation import Generation
 from xattn.library.answer import Answer
 from xattn.library.calibration import Calibration, calibration_of
@@ -14,6 +14,8 @@ from xattn.library.readers import Asked, Reader
 from xattn.models.network import positions_before
 from xattn.models.parallel import Parallel
 
+AT_ONCE = 32
+"""Questions whose memories are held at a time."""
 NEW_TOKENS = 64
 """Tokens of an answer, where nobody says."""
 SETTINGS: Mapping[str, Any] = {
@@ -58,32 +60,46 @@ def answers(
 ) -> list[Answer]:
     """Many questions, each with its passages, decoded at once; a passage in several is one tensor.
 
-    ``capacity_bytes`` bounds what those in flight may take (:class:`~xattn.Engine`). Raises as
-    :func:`answer`, before anything is decoded.
+    Memories of at most :data:`AT_ONCE` questions are held at a time; ``capacity_bytes`` bounds what
+    those in flight may take (:class:`~xattn.Engine`). Where passages are read again with the
+    question in sight, each question is answered by itself. Raises as :func:`answer`.
     """
     for question, _ in questions:
         require_question(question)
-    counters = reader.model.counters
-    handed_in: list[tuple[Asked, Ticket, int]] = []
+    how = getattr(reader, "how", None)
+    if isinstance(how, Parallel) and how.recompute:
+        return [
+            answer(reader, question, passages, calibration=calibration, **settings)
+            for question, passages in questions
+        ]
+    found: list[Answer] = []
     with Engine(reader.model, capacity_bytes=capacity_bytes) as engine:
-        for question, passages in questions:
-            before = counters.encoder_passes
-            asked = _asked(reader, question, passages)
-            passes = counters.encoder_passes - before
-            ticket = engine.submit(
-                list(asked.memories),
-                asked.prompt,
-                parallel=asked.parallel,
-                **{**SETTINGS, **settings},
-            )
-            handed_in.append((asked, ticket, passes))
-        found = [ticket.result() for _, ticket, _ in handed_in]
-    return [
-        explained(reader, question, passages, asked, generation, passes, calibration)
-        for (question, passages), (asked, _, passes), generation in zip(
-            questions, handed_in, found, strict=True
-        )
-    ]
+        for first in range(0, len(questions), AT_ONCE):
+            some = questions[first : first + AT_ONCE]
+            handed_in = [_handed_in(engine, reader, *one, settings) for one in some]
+            said = [(asked, ticket.result(), passes) for asked, ticket, passes in handed_in]
+            found += [
+                explained(reader, *one, asked, generation, passes, calibration)
+                for one, (asked, generation, passes) in zip(some, said, strict=True)
+            ]
+    return found
+
+
+def _handed_in(
+    engine: Engine,
+    reader: Reader,
+    question: str,
+    passages: Sequence[Passage],
+    settings: Mapping[str, Any],
+) -> tuple[Asked, Ticket, int]:
+    """A question in flight, and the encoder passes that its passages took."""
+    before = reader.model.counters.encoder_passes
+    asked = _asked(reader, question, passages)
+    passes = reader.model.counters.encoder_passes - before
+    ticket = engine.submit(
+        list(asked.memories), asked.prompt, parallel=asked.parallel, **{**SETTINGS, **settings}
+    )
+    return asked, ticket, passes
 
 
 def explained(
@@ -130,3 +146,8 @@ def require_question(question: object) -> None:
     """Raise :class:`UsageError` for a question that is none."""
     asks = isinstance(question, str) and bool(question.strip())
     require(asks, "question", "text that asks something", question)
+    assert isinstance(question, str)
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"`question` must be Unicode text, but is {question!a}.") from error

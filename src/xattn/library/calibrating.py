@@ -77,12 +77,11 @@ def _sample(reader: Reader, question: Question, passages: Sequence[Passage]) -> 
     stretches = [one for j, passage in enumerate(passages) for one in stretches_of(j, passage)]
     where = places_of(stretches, asked)
     texts = [passages[one.passage].text[one.start : one.end] for one in stretches]
-    how = None if asked.parallel is None else [asked.parallel]
-    state = model.network.start([asked.memories], parallel=how)
-    fed = torch.tensor([[*found.prompt, *found.tokens[:-1]]])
     by_layer = []
-    for _, _, shares in model.network.shares_read(fed, state, model.network.reading_heads):
-        new = [share[len(found.prompt) - 1 :].mean(dim=0) for share in shares]
+    for shares in model.shares_by_layer(
+        asked.memories, found, heads=model.network.reading_heads, parallel=asked.parallel
+    ):
+        new = [share_TAS.mean(dim=0) for share_TAS in shares]
         by_layer.append(torch.stack([new[m][:, inside].sum(dim=1) for m, inside in where]))
     return Sample(
         right=contains(found.text, question.answers),

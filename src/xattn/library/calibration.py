@@ -7,12 +7,14 @@ known models is in ``calibrations.toml``.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from xattn.errors import UsageError
 from xattn.model import Model
 
 
@@ -26,16 +28,59 @@ class Calibration:
     """Support of a sentence's best citation, below which it is unsupported."""
 
 
-def calibration_of(model: Model, reader: str) -> Calibration:
-    """What was found for a model and a reader; all heads and no threshold for others."""
-    found = _known().get(model.network.encoder_digest, {}).get(reader)
-    if found is None:
-        return Calibration()
-    heads = [(layer, head) for layer, head in found["heads"]]
-    return Calibration(heads=heads, threshold=found["threshold"])
+Calibrations = Mapping[tuple[str, str], Calibration]
+"""By the digest of a model, and the name of a reader."""
+
+
+def calibration_of(model: Model, reader: str, found: Calibrations | None = None) -> Calibration:
+    """What was ``found`` for a model and a reader, or comes with xattn; all heads and no threshold
+    for others."""
+    known = known_calibrations() if found is None else found
+    return known.get((model.network.encoder_digest, reader), Calibration())
 
 
 @cache
-def _known() -> dict[str, Any]:
+def known_calibrations() -> Calibrations:
+    """Those that come with xattn."""
     text = files("xattn.library").joinpath("calibrations.toml").read_text(encoding="utf-8")
-    return {found["digest"]: found["readers"] for found in tomllib.loads(text).get("models", [])}
+    return _read(tomllib.loads(text))
+
+
+def read_calibrations(path: Path) -> Calibrations:
+    """Those in a file that ``xattn eval qa --calibrate`` printed. Raises :class:`UsageError`."""
+    try:
+        found = _read(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} is no calibration: {error}; it must have what `xattn eval qa --calibrate` "
+            "prints."
+        ) from error
+    if not found:
+        raise UsageError(f"{path} has no [[models]]; `xattn eval qa --calibrate` prints some.")
+    return found
+
+
+def toml_of(digest: str, readers: Mapping[str, Calibration]) -> str:
+    """What :func:`read_calibrations` reads."""
+    lines = ["[[models]]", f'digest = "{digest}"']
+    for name, one in readers.items():
+        heads = [list(pair) for pair in one.heads or ()]
+        lines += [
+            f"[models.readers.{name}]",
+            f"heads = {heads}",
+            f"threshold = {float(one.threshold):.3f}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _read(document: dict[str, Any]) -> dict[tuple[str, str], Calibration]:
+    return {
+        (model["digest"], reader): Calibration(
+            heads=[(int(layer), int(head)) for layer, head in found["heads"]],
+            threshold=float(found["threshold"]),
+        )
+        for model in document.get("models", [])
+        for reader, found in model["readers"].items()
+    }

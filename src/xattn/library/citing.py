@@ -43,6 +43,19 @@ class Stretch:
     end: int
     cell: int | None = None
     """Of a table, counted row by row from 0, the header first."""
+    row: int | None = None
+    """Of a table, the header being 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """A stretch that a sentence of the answer rests on."""
+
+    stretch: Stretch
+    support: float
+    """Of all that the sentence read, the share that it read there."""
+    grounds: float
+    """The same of all that goes with it: of a cell, the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +89,9 @@ def cite(
     rests = [
         _resting(stretches, read_TX[tokens].mean(dim=0), calibration) for _, _, tokens in spoken
     ]
-    best: dict[Stretch, float] = {}
-    for stretch, support in (pair for rest in rests for pair in rest):
-        best[stretch] = max(support, best.get(stretch, 0.0))
-    cited = {one: support for one, support in best.items() if support >= calibration.threshold}
+    cited: dict[Stretch, float] = {}
+    for one in (one for rest in rests for one in rest if one.grounds >= calibration.threshold):
+        cited[one.stretch] = max(one.support, cited.get(one.stretch, 0.0))
     order = sorted(cited, key=lambda stretch: -cited[stretch])
     number = {stretch: n for n, stretch in enumerate(order, 1)}
     told = [
@@ -97,29 +109,41 @@ def cite(
 
 def _resting(
     stretches: Sequence[Stretch], support_X: Tensor, calibration: Calibration
-) -> list[tuple[Stretch, float]]:
+) -> list[Rest]:
     """What a sentence rests on most, the best first, and what comes close to that."""
     support_X = support_X / support_X.sum().clamp(min=torch.finfo(support_X.dtype).tiny)
-    pairs = zip(stretches, support_X.tolist(), strict=True)
-    best, *others = sorted(pairs, key=lambda pair: -pair[1])[:MOST_CITED]
-    least = max(WORTH_CITING * best[1], calibration.threshold)
-    return [best, *(pair for pair in others if pair[1] >= least)]
+    supports = support_X.tolist()
+    of_row: dict[tuple[int, int | None], float] = {}
+    for stretch, support in zip(stretches, supports, strict=True):
+        row = (stretch.passage, stretch.row)
+        of_row[row] = of_row.get(row, 0.0) + support
+    rests = [
+        Rest(
+            stretch=stretch,
+            support=support,
+            grounds=support if stretch.row is None else of_row[stretch.passage, stretch.row],
+        )
+        for stretch, support in zip(stretches, supports, strict=True)
+    ]
+    best, *others = sorted(rests, key=lambda one: -one.support)[:MOST_CITED]
+    close = (one for one in others if one.support >= WORTH_CITING * best.support)
+    return [best, *(one for one in close if one.grounds >= calibration.threshold)]
 
 
 def _told(
     start: int,
     end: int,
-    rest: Sequence[tuple[Stretch, float]],
+    rest: Sequence[Rest],
     number: Mapping[Stretch, int],
     calibration: Calibration,
 ) -> Sentence:
-    support = rest[0][1] if rest else 0.0
+    support = rest[0].grounds if rest else 0.0
     return Sentence(
         start=start,
         end=end,
         support=support,
         is_supported=bool(rest) and support >= calibration.threshold,
-        citations=tuple(number[stretch] for stretch, _ in rest if stretch in number),
+        citations=tuple(number[one.stretch] for one in rest if one.stretch in number),
     )
 
 
@@ -179,7 +203,13 @@ def stretches_of(index: int, passage: Passage) -> list[Stretch]:
         return [Stretch(passage=index, start=start, end=end) for start, end in bounds]
     ends = list(accumulate(map(len, pieces_of(passage.table))))
     return [
-        Stretch(passage=index, start=ends[cell - 1], end=ends[cell], cell=cell)
+        Stretch(
+            passage=index,
+            start=ends[cell - 1],
+            end=ends[cell],
+            cell=cell,
+            row=cell // len(passage.table.header),
+        )
         for cell in range(len(passage.table.header), len(ends))
     ]
 

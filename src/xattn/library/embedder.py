@@ -106,6 +106,16 @@ class SentenceEmbedder:
         return len(self.embed_question(""))
 
     @cached_property
+    def longest(self) -> int | None:
+        """Tokens that it reads of a text, those around it left out; None where no file says."""
+        path = self.directory / "sentence_bert_config.json"
+        if not path.is_file():
+            return None
+        most = read_json_as(dict, path).get("max_seq_length")
+        around = len(self._tokenizer.encode("").ids)
+        return most - around if isinstance(most, int) and most > around else None
+
+    @cached_property
     def _model(self) -> Any:
         package = sentence_transformers("making vectors of text")
         return load_quietly(package.SentenceTransformer, self.directory, self._device)

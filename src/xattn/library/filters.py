@@ -33,6 +33,7 @@ BUILT_IN = (
     Field(name="title", kind="text", column="title"),
 )
 """What every passage has; metadata cannot have these names."""
+RESERVED = {field.name for field in BUILT_IN}
 
 
 @dataclass(frozen=True, kw_only=True)

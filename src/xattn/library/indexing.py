@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from xattn.errors import InvalidSourceError, XattnError, shown
 from xattn.library.catalogue import Catalogue, File, Staged
 from xattn.library.embedder import Embedder
-from xattn.library.filters import BUILT_IN, Field, kind_of
+from xattn.library.filters import BUILT_IN, RESERVED, Field, kind_of
 from xattn.library.indexes import PassageIndex
 from xattn.library.passage import Metadata, Passage
 from xattn.library.rows import Row
@@ -78,6 +78,12 @@ class Report:
     """Of added and changed files, and not embedded again."""
     passages_removed: int = 0
     seconds: float = 0.0
+
+    def fail(self, source: str, reason: str) -> None:
+        """Count a document that cannot be read, and say why."""
+        self.failed += 1
+        if len(self.failures) < MOST_FAILURES:
+            self.failures.append(Failure(source=source, reason=reason))
 
 
 class Indexing:
@@ -186,9 +192,7 @@ class Indexing:
         self._staged = [one for one in self._staged if one.passage.source != name]
         self._catalogue.discard(name)
         self._catalogue.note(name, problem=reason)
-        self.report.failed += 1
-        if len(self.report.failures) < MOST_FAILURES:
-            self.report.failures.append(Failure(source=name, reason=reason))
+        self.report.fail(name, reason)
 
     # Into the database
 
@@ -304,6 +308,10 @@ def _readable(source: Source, metadata: Metadata, fields: Mapping[str, Field]) -
 def _require_kept(passage: Passage, fields: Mapping[str, Field]) -> None:
     for name, value in passage.metadata.items():
         field, kind = fields.get(name), kind_of(value)
+        if name in RESERVED:
+            raise InvalidSourceError(
+                f"the metadata {name!r} has the name of what every passage has; take another."
+            )
         if kind is None or (field is not None and field.kind != kind):
             bound = "text, a number, or true or false" if field is None else f"of kind {field.kind}"
             raise InvalidSourceError(

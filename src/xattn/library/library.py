@@ -22,7 +22,7 @@ from xattn.errors import LibraryError, UsageError, is_whole, require
 from xattn.library.answer import Answer
 from xattn.library.asking import answer, answers, require_question
 from xattn.library.catalogue import File
-from xattn.library.documents import find_files
+from xattn.library.documents import find_files, has_name, is_document, shown_name
 from xattn.library.embedder import DEFAULT, Embedder, SentenceEmbedder
 from xattn.library.filters import Where
 from xattn.library.indexes import LANGUAGES
@@ -224,11 +224,15 @@ class Library:
         require(is_whole(batch_passages, 1), "batch_passages", "at least 1", batch_passages)
         named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         with Seen() as seen:
+            unnamed = []
             for path in self._found(named, hidden, missing_leave=remove_missing):
-                seen.add(str(path), look(path)[0])
+                if has_name(path):
+                    seen.add(str(path), look(path)[0])
+                else:
+                    unnamed.append(path)
             with self._writing() as opened:
                 embedder, settings = self.embedder, opened.settings
-                return update(
+                report = update(
                     opened,
                     embedder,
                     (file_source(Path(name), settings, embedder, metadata) for name in seen),
@@ -239,6 +243,9 @@ class Library:
                     full=full,
                     batch_passages=batch_passages,
                 )
+        for path in unnamed:
+            report.fail(shown_name(path), "has a name that is not UTF-8; rename it.")
+        return report
 
     def _found(
         self, named: Sequence[PathName], hidden: bool, *, missing_leave: bool
@@ -246,7 +253,7 @@ class Library:
         """Files to look at: those named, or all of the library."""
         if not named:
             known = _files_of(self._there())
-            return (path for path in known if not missing_leave or path.exists())
+            return (path for path in known if not missing_leave or is_document(path))
         there = [path for path in named if not missing_leave or _may_be_there(path)]
         return find_files(there, hidden=hidden)
 
@@ -397,7 +404,8 @@ class Library:
         """An answer from the ``k`` passages that go best with ``question``, with what it rests on.
 
         ``where`` is that of :meth:`search`, ``settings`` those of
-        :meth:`Model.generate <xattn.Model.generate>`. Raises what these raise;
+        :meth:`Model.generate <xattn.Model.generate>`, and ``calibration``, where it is not to be
+        the one that xattn has of the model. Raises what these raise;
         :class:`~xattn.errors.LibraryError` where no passage is found, and
         :class:`~xattn.errors.PromptError` where question and passages are longer than the model
         reads.
@@ -532,10 +540,13 @@ def _may_be_there(path: PathName) -> bool:
 
 
 def _gone(opened: Opened, seen: Seen, below: Iterable[PathName] | None) -> Iterator[str]:
-    """Files of the library that are not there any more, below some paths or anywhere."""
+    """Files of the library that are not there any more, below some paths or anywhere.
+
+    One that is empty now, a directory, or no text is as good as gone.
+    """
     roots = None if below is None else [_root(path) for path in below]
     for path in _files_of(opened):
-        if str(path) in seen or path.exists():
+        if str(path) in seen or is_document(path):
             continue
         if roots is None or any(path.is_relative_to(root) for root in roots):
             yield str(path)

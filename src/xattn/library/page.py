@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from xattn.library.answer import Answer, Citation
@@ -78,9 +79,14 @@ def _page(answer: Answer) -> Iterator[str]:
     yield "<h2>What was read</h2>"
     places = _places(answer)
     for index, passage in enumerate(answer.passages):
-        yield from _article(index, passage, places.get(index, {}))
+        yield from _article(index, passage, places.get(index, []))
     looks = [
-        [[_name(g.passage, g.start, g.end), round(g.share, 5)] for g in token.glances]
+        [
+            [_name(g.passage, start), round(g.share, 5)]
+            for g in token.glances
+            for start, end in places[g.passage]
+            if g.start <= start and end <= g.end
+        ]
         for token in answer.tokens
     ]
     data = json.dumps(looks).replace("<", "\\u003c")
@@ -115,31 +121,41 @@ def _note(citation: Citation) -> str:
     )
 
 
-def _places(answer: Answer) -> dict[int, dict[int, int]]:
-    """Of each passage, where the places begin and end that some token looked at."""
-    places: dict[int, dict[int, int]] = {}
+def _places(answer: Answer) -> dict[int, list[tuple[int, int]]]:
+    """Of each passage, the places ``[start, end)`` that some token looked at, cut where they meet.
+
+    Those of tokens overlap where a character is several tokens.
+    """
+    glances: dict[int, set[tuple[int, int]]] = {}
     for token in answer.tokens:
         for glance in token.glances:
-            places.setdefault(glance.passage, {})[glance.start] = glance.end
+            glances.setdefault(glance.passage, set()).add((glance.start, glance.end))
+    places = {}
+    for passage, spans in glances.items():
+        bounds = sorted({bound for span in spans for bound in span})
+        pieces = pairwise(bounds)
+        places[passage] = [
+            (a, b) for a, b in pieces if any(start <= a and b <= end for start, end in spans)
+        ]
     return places
 
 
-def _article(index: int, passage: Passage, places: dict[int, int]) -> Iterator[str]:
+def _article(index: int, passage: Passage, places: list[tuple[int, int]]) -> Iterator[str]:
     above = " › ".join(dict.fromkeys(part for part in (passage.title, *passage.heading) if part))
     where = passage.source if passage.page is None else f"{passage.source}, page {passage.page}"
     yield f"<article><div class=faint>{html.escape(above)}<br>{html.escape(where)}</div>"
     yield f"<p>{''.join(_marked(index, passage.text, places))}</p></article>"
 
 
-def _marked(index: int, text: str, places: dict[int, int]) -> Iterator[str]:
+def _marked(index: int, text: str, places: list[tuple[int, int]]) -> Iterator[str]:
     """A passage's text, each place that some token looked at in an element of its own."""
     at = 0
-    for start, end in sorted(places.items()):
+    for start, end in places:
         yield html.escape(text[at:start])
-        yield f"<i id={_name(index, start, end)}>{html.escape(text[start:end])}</i>"
-        at = max(at, end)
+        yield f"<i id={_name(index, start)}>{html.escape(text[start:end])}</i>"
+        at = end
     yield html.escape(text[at:])
 
 
-def _name(passage: int, start: int, end: int) -> str:
-    return f"p{passage}-{start}-{end}"
+def _name(passage: int, start: int) -> str:
+    return f"p{passage}-{start}"

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from xattn.errors import SourceNotFoundError, require
+from xattn.errors import MissingExtraError, SourceError, SourceNotFoundError, require
 from xattn.inputs.table import Table
 from xattn.inputs.text import canonical_text
 from xattn.library.answer import Citation, Standing
@@ -27,14 +28,13 @@ class Quote:
 
 
 def standing_of(path: str, digest: str) -> Standing:
-    """How a file is now, beside ``digest``: what :func:`digest_of_file` said of it then.
-
-    Raises :class:`UnreadableSourceError` where it cannot be looked at.
-    """
+    """How a file is now, beside ``digest``: what :func:`digest_of_file` said of it then."""
     try:
         return "as it was" if digest_of_file(path) == digest else "changed"
     except SourceNotFoundError:
         return "gone"
+    except SourceError:
+        return "gone" if Path(path).is_dir() else "unknown"
 
 
 def quote(path: str, start: int, end: int, *, digest: str) -> Quote:
@@ -86,13 +86,17 @@ def checked(citation: Citation, digest: str) -> Citation:
     """The citation with its standing and, where the file is as it was, the exact place in it.
 
     A passage is in Unicode normalisation form C and its file may not be: places count the file's
-    characters, which then are others than the passage's. Raises as :func:`quote`.
+    characters, which then are others than the passage's. Of a file that cannot be read now the
+    standing is unknown.
     """
     passage = citation.passage
     same_length = len(passage.text) == passage.end - passage.start
     if passage.table is not None or same_length:
         return replace(citation, standing=standing_of(passage.source, digest))
-    found = quote(passage.source, passage.start, passage.end, digest=digest)
+    try:
+        found = quote(passage.source, passage.start, passage.end, digest=digest)
+    except (SourceError, MissingExtraError):
+        return replace(citation, standing="unknown")
     if found.standing != "as it was":
         return replace(citation, standing=found.standing)
     first, last = citation.start - passage.start, citation.end - passage.start

@@ -1,6 +1,7 @@
 """What a library was made with, kept in its ``library.json``: all that its passages depend on."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -113,8 +114,9 @@ def again(root: Path, settings: Settings, wanted: dict[str, Any]) -> str:
     """The command that makes the library anew, with ``wanted`` where that is not None."""
     kept = {name: getattr(settings, name) for name in wanted if name != "database"}
     values = kept | {name: wanted[name] for name in kept if wanted[name] is not None}
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in values.items()]
-    return " ".join(["xattn index --again", f"--library {root}", *flags])
+    flags = [part for name, value in values.items()
+             for part in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    return shlex.join(["xattn", "index", "--again", "--library", str(root), *flags])
 
 
 def _damaged(path: Path) -> LibraryFormatError:

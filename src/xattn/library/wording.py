@@ -1,5 +1,6 @@
 """The words around passages and a question: what a model reads besides them."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from xattn.errors import require
 from xattn.inputs.text import Tokenizer
 from xattn.library.passage import Passage
 
+_NAMES = re.compile(r"\{title\}|\{heading\}")
 MARK = "\N{REPLACEMENT CHARACTER}"
 """Stands for passages and question while a chat template is filled in."""
 
@@ -40,9 +42,11 @@ class Wording:
 
     def of_passage(self, passage: Passage) -> Written:
         """The passage between its words; its text has as many characters as before."""
-        title, heading = passage.title, " > ".join(passage.heading)
-        named = self.passage.replace("{title}", self._harmless(title))
-        before, after = named.replace("{heading}", self._harmless(heading)).split("{text}", 1)
+        said = {"{title}": passage.title, "{heading}": " > ".join(passage.heading)}
+        before, after = (
+            _NAMES.sub(lambda name: self._harmless(said[name[0]]), part)
+            for part in self.passage.split("{text}", 1)
+        )
         return Written(text=before + self._harmless(passage.text) + after, start=len(before))
 
     def of_question(self, question: str) -> str:

@@ -17,9 +17,12 @@ from xattn.errors import UsageError
 from xattn.models.decoder import Decoder
 from xattn.models.state import DecodeState, Projection, Read
 
+Again = list[tuple[int, int]]
+"""(memory, position) of each token that was made again, as the row's cache has them."""
 
-def blend(decoder: Decoder, state: DecodeState, read: Sequence[Tensor], share: float) -> int:
-    """Make the most read positions of a single row again; how many. ``state`` holds them then.
+
+def blend(decoder: Decoder, state: DecodeState, read: Sequence[Tensor], share: float) -> Again:
+    """Make the most read positions of a single row again; which. ``state`` holds them then.
 
     ``read`` is how much is read of each position of each memory, ``[S]``; ``share`` of those behind
     the first memory that saw no other are made again. ``state`` has seen no token.
@@ -28,8 +31,8 @@ def blend(decoder: Decoder, state: DecodeState, read: Sequence[Tensor], share: f
     moved = [j for j, one in enumerate(reading) if one.turn > 0]
     chosen = _most_read([read[j] for j in moved], share)
     if not any(len(places) for places in chosen):
-        return 0
-    kept, tokens, positions = list(reading), [], []
+        return []
+    kept, tokens, positions, owners = list(reading), [], [], []
     for j, places in zip(moved, chosen, strict=True):
         memory = reading[j].memory
         if len(memory.source_tokens) != len(memory):
@@ -40,6 +43,7 @@ def blend(decoder: Decoder, state: DecodeState, read: Sequence[Tensor], share: f
         kept[j] = _without(reading[j], places)
         tokens += [memory.source_tokens[place] for place in places]
         positions += [reading[j].start + place for place in places]
+        owners += [(j, place) for place in places]
     order = sorted(range(len(tokens)), key=positions.__getitem__)
     tokens_1T = torch.tensor([[tokens[i] for i in order]], device=read[0].device)
     positions_1T = torch.tensor([[positions[i] for i in order]], device=read[0].device)
@@ -48,7 +52,7 @@ def blend(decoder: Decoder, state: DecodeState, read: Sequence[Tensor], share: f
     decoder.hidden(tokens_1T, state, positions_RT=positions_1T)
     state.hidden = None
     state.offsets[0] -= len(tokens)  # so that what follows stands where it would have
-    return len(tokens)
+    return [owners[i] for i in order]
 
 
 def _most_read(read: Sequence[Tensor], share: float) -> list[list[int]]:

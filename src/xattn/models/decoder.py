@@ -16,13 +16,12 @@ from xattn.models.clock import Clock
 from xattn.models.layers import Attention, FeedForward, empty_embedding, make_norm, saturate
 from xattn.models.narrow import NarrowEmbedding, NarrowMatrix
 from xattn.models.positions import PositionTable, RelativeBias, Rotary, rotate
-from xattn.models.state import DecodeState
+from xattn.models.state import Asking, DecodeState
 from xattn.spec import DecoderSpec, Form, is_absorbed, is_narrow
 
 Angles = tuple[Tensor, Tensor]
-QueryProbe = Callable[[int, Tensor, Tensor | None], None]
-"""Called with a layer's number, the queries ``[R, T, H, K]`` that it reads memories with, and the
-log-sum-exp ``[R, T, H]`` of what the same softmax reads of the tokens themselves, if it does."""
+QueryProbe = Callable[[int, Asking], None]
+"""Called with a layer's number and what it asks of memories."""
 
 
 class DecoderLayer(nn.Module):
@@ -175,7 +174,7 @@ class DecoderLayer(nn.Module):
         # A memory is one more segment of the same softmax.
         own = attend(q_RTHK, cache, scale=scale, bias_NHWS=bias)
         if probe is not None:
-            probe(self.index, q_RTHK, own[1])
+            probe(self.index, Asking(q_RTHK, own[1], k_RGCK))
         out_RTHK = combine([own, *state.memory_parts(q_RTHK, self.index, scale)])[0]
         if self.cross_gate is not None:
             out_RTHK = own[0] + self.cross_gate * (out_RTHK - own[0])
@@ -187,7 +186,7 @@ class DecoderLayer(nn.Module):
         attention = self.cross_attn
         q_RTHK = attention.queries(h_RTD)
         if probe is not None:
-            probe(self.index, q_RTHK, None)
+            probe(self.index, Asking(q_RTHK))
         return attention.output(state.attend_memories(q_RTHK, self.index, attention.spec.scale))
 
 

@@ -19,13 +19,13 @@ from xattn.attention import Materialized, Segment
 from xattn.errors import UsageError, require
 from xattn.memory import Hash, Memory, SpanTable, bytes_of, digest_of
 from xattn.models.adapters import names_for, rows_with, settings_of_adapters
-from xattn.models.blend import blend
+from xattn.models.blend import Again, blend
 from xattn.models.compiled import CompiledDecoder, compiled, places_of
 from xattn.models.decoder import Decoder
 from xattn.models.encoder import Encoder, packs
 from xattn.models.parallel import Parallel, Stand, layout
 from xattn.models.projectors import Projector
-from xattn.models.state import DecodeState, Projection, Read, Reading
+from xattn.models.state import Asking, DecodeState, Projection, Read, Reading
 from xattn.spec import FORMS, AttentionSpec, Form, ModelSpec, is_absorbed, is_narrow
 
 PADDING_SHARE = 0.25
@@ -215,7 +215,7 @@ class Network(nn.Module):
         return state
 
     @torch.inference_mode()
-    def blend(self, state: DecodeState, prompt: Sequence[int], share: float) -> None:
+    def blend(self, state: DecodeState, prompt: Sequence[int], share: float) -> Again:
         """Make again what of a row's memories the prompt reads most; two passes of the decoder.
 
         ``state`` has one row, which has seen no token. See :mod:`xattn.models.blend`.
@@ -226,8 +226,10 @@ class Network(nn.Module):
         for _, _, shares in self.shares_read(tokens_1T, state, self.reading_heads):
             for total_S, share_TAS in zip(totals, shares, strict=True):
                 total_S += share_TAS.sum(dim=(0, 1))
-        self.counters.recomputed += blend(self.decoder, state, totals, share)
+        again = blend(self.decoder, state, totals, share)
+        self.counters.recomputed += len(again)
         self.counters.steps += 1
+        return again
 
     @torch.inference_mode()
     def step(
@@ -305,32 +307,39 @@ class Network(nn.Module):
         """
         self._require_heads(heads)
         require(self.spec.decoder.cross_attention is not None, "heads", "of cross-attention", heads)
-        queries, fresh = self._probed(tokens_RT, state)
+        fresh = state.fresh()
+        queries = self._probed(tokens_RT, fresh)
         scale = self._reading_attention.scale
         pieces = [
-            fresh.memory_weights(queries[layer][0], layer, [head], scale) for layer, head in heads
+            fresh.memory_weights(queries[layer].q_RTHK, layer, [head], scale)
+            for layer, head in heads
         ]
         return torch.cat(pieces, dim=2).transpose(1, 2)
 
     @torch.no_grad()
     def shares_read(
-        self, tokens_1T: Tensor, state: DecodeState, heads: Sequence[tuple[int, int]]
+        self,
+        tokens_1T: Tensor,
+        state: DecodeState,
+        heads: Sequence[tuple[int, int]],
+        again: Sequence[tuple[int, int]] = (),
     ) -> Iterator[tuple[int, list[int], list[Tensor]]]:
         """What a single row reads of each of its memories, layer by layer: ``[T, A, S]``.
 
         With each layer come the heads asked for and, for each memory, the shares of its positions
         in all that each head reads in its softmax; to a decoder-only model its own tokens have the
-        rest. Computed as :meth:`cross_weights` does it.
+        rest. ``again`` is what :meth:`blend` returned for ``state``: these positions are read from
+        the row's cache. Computed as :meth:`cross_weights` does it.
         """
         self._require_heads(heads)
-        queries, fresh = self._probed(tokens_1T, state)
+        probed = state if again else state.fresh()
+        queries = self._probed(tokens_1T, probed)
         by_layer: dict[int, list[int]] = {}
         for layer, head in heads:
             by_layer.setdefault(layer, []).append(head)
         scale = self._reading_attention.scale
         for layer, chosen in by_layer.items():
-            q_RTHK, own_RTH = queries.pop(layer)
-            yield layer, chosen, fresh.shares_read(q_RTHK, layer, chosen, scale, own_RTH)
+            yield layer, chosen, probed.shares_read(queries.pop(layer), layer, chosen, scale, again)
 
     @property
     def _reading_attention(self) -> AttentionSpec:
@@ -352,19 +361,12 @@ class Network(nn.Module):
             bound = f"(layer, head) pairs of layers that read memories, head below {most}"
             require(tuple(pair) in known, "heads", bound, pair)
 
-    def _probed(
-        self, tokens_RT: Tensor, state: DecodeState
-    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], DecodeState]:
-        """Of each layer that reads memories, its queries and what it reads of the tokens."""
-        found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        fresh = state.fresh()
+    def _probed(self, tokens_RT: Tensor, state: DecodeState) -> dict[int, Asking]:
+        """What each layer that reads memories asks of them for ``tokens_RT``, which are fed."""
+        found: dict[int, Asking] = {}
         self.counters.steps += 1
-        self.decoder.hidden(
-            tokens_RT.to(self.device),
-            fresh,
-            probe=lambda layer, queries, own: found.__setitem__(layer, (queries, own)),
-        )
-        return found, fresh
+        self.decoder.hidden(tokens_RT.to(self.device), state, probe=found.__setitem__)
+        return found
 
     def _kv_segments(self, memory: Memory, form: Form) -> tuple[Segment, ...]:
         """Keys and values of each layer: views of the memory, or int8 of their own."""

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xattn.attention import Segment, attend, attend_alone, attention_scores, attention_weights
+from xattn.attention import (
+    Materialized,
+    Segment,
+    attend,
+    attend_alone,
+    attention_scores,
+    attention_weights,
+)
 from xattn.attention.merge import Part, combine, logsumexp
 from xattn.errors import UsageError, require
 from xattn.memory import Memory
@@ -119,6 +126,17 @@ class Group:
             return x_RTH
         full = x_RTH.new_full((rows, *x_RTH.shape[1:]), missing)
         return full.index_copy(0, self._target, x_RTH)
+
+
+class Asking(NamedTuple):
+    """What a layer reads memories with, and what it read besides."""
+
+    q_RTHK: Tensor
+    """Queries."""
+    own_RTH: Tensor | None = None
+    """Log-sum-exp of what the same softmax reads of the tokens themselves; None if it does not."""
+    k_RGCK: Tensor | None = None
+    """Keys of these tokens, and of those before them."""
 
 
 class Read(NamedTuple):
@@ -419,14 +437,20 @@ class DecodeState:
         return torch.stack(padded).sum(dim=0)
 
     def shares_read(
-        self, q_RTHK: Tensor, layer: int, heads: Sequence[int], scale: float, own_RTH: Tensor | None
+        self,
+        asking: Asking,
+        layer: int,
+        heads: Sequence[int],
+        scale: float,
+        again: Sequence[tuple[int, int]] = (),
     ) -> list[Tensor]:
         """What a single row reads of each of its memories: shares ``[T, A, S]`` of its softmax.
 
-        ``own_RTH`` is the log-sum-exp of what it reads of its own tokens in the same softmax; where
-        there is none, the shares of all memories sum to 1.
+        Where it reads nothing of its own, the shares of all memories sum to 1. ``again`` are the
+        (memory, position) pairs that the row's cache begins with, and that are read there.
         """
         [reading] = self.readings
+        q_RTHK, own_RTH, k_RGCK = asking
         scores: list[Tensor] = []
         for slot in self.slots:
             [group] = slot
@@ -449,7 +473,17 @@ class DecodeState:
         every = scores if own_RTH is None else [*scores, own_RTH[0][:, list(heads)].unsqueeze(-1)]
         total_TA1 = logsumexp(torch.cat(every, dim=-1), dim=-1).unsqueeze(-1)
         floor_TA1 = total_TA1.masked_fill(total_TA1 == float("-inf"), 0.0)
-        return [(s - floor_TA1).exp() for s in scores]
+        shares = [(s - floor_TA1).exp() for s in scores]
+        if again:
+            assert k_RGCK is not None
+            cached = Materialized(
+                k_NGSK=k_RGCK[:, :, : len(again)], v_NGSK=k_RGCK[:, :, : len(again)]
+            )
+            read_ATC = attention_scores(q_RTHK, cached, heads, scale=scale)[0]
+            read_TAC = (read_ATC.transpose(0, 1) - floor_TA1).exp()
+            for place, (memory, position) in enumerate(again):
+                shares[memory][..., position] += read_TAC[..., place]
+        return shares
 
 
 def _only(parts: Sequence[Part], rows: Sequence[bool]) -> list[Part]:

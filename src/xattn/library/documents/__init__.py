@@ -2,7 +2,16 @@
 
 from xattn.library.documents.document import Document, document_of
 from xattn.library.documents.files import digest_of_file
-from xattn.library.documents.find import find_files
-from xattn.library.documents.read import read_document
+from xattn.library.documents.find import find_files, is_document
+from xattn.library.documents.read import has_name, read_document, shown_name
 
-__all__ = ["Document", "digest_of_file", "document_of", "find_files", "read_document"]
+__all__ = [
+    "Document",
+    "digest_of_file",
+    "document_of",
+    "find_files",
+    "has_name",
+    "is_document",
+    "read_document",
+    "shown_name",
+]

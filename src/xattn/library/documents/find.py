@@ -11,7 +11,7 @@ from xattn.library.documents.files import is_text, reading
 from xattn.library.documents.kinds import KINDS
 
 _SKIPPED = {"__pycache__", "node_modules"}
-_LIBRARY = ".xattn"
+_LIBRARY, _LIBRARY_FILE = ".xattn", "library.json"
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]], *, hidden: bool = False) -> Iterator[Path]:
@@ -51,7 +51,7 @@ def _matched(pattern: Path, hidden: bool) -> Iterator[Path]:
         file
         for file in sorted(root.glob(os.path.join(*rest)))
         if all(_is_shown(part, hidden) for part in file.relative_to(root).parts)
-        and _is_wanted(file)
+        and is_document(file)
     ]
     if not files:
         raise SourceNotFoundError(f"no file that can be read matches {str(pattern)!r}.")
@@ -64,9 +64,12 @@ def _below(directory: Path, hidden: bool) -> Iterator[Path]:
             raise error
 
     for folder, folders, names in os.walk(directory, onerror=fail):
+        if _LIBRARY_FILE in names and any(name.startswith("passages") for name in folders):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if _is_shown(name, hidden))
         files = [Path(folder, name) for name in sorted(names) if _is_shown(name, hidden)]
-        yield from (file for file in files if _is_wanted(file))
+        yield from (file for file in files if is_document(file))
 
 
 def _is_shown(name: str, hidden: bool) -> bool:
@@ -74,7 +77,8 @@ def _is_shown(name: str, hidden: bool) -> bool:
     return not passed and (hidden or not name.startswith("."))
 
 
-def _is_wanted(file: Path) -> bool:
+def is_document(file: Path) -> bool:
+    """Whether a file is there, says something, and is of a kind that a reader knows, or text."""
     try:
         if not file.is_file() or file.stat().st_size == 0:
             return False

@@ -39,10 +39,8 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     :class:`MissingExtraError`.
     """
     file = Path(os.path.abspath(Path(path).expanduser()))
-    try:
-        str(file).encode()
-    except UnicodeEncodeError as error:
-        raise unreadable(file, "has a name that is not UTF-8; rename it") from error
+    if not has_name(file):
+        raise unreadable(file, "has a name that is not UTF-8; rename it")
     with reading(file):
         if size_of(file) == 0:
             raise InvalidSourceError(f"{str(file)!r} is empty; leave it out.")
@@ -55,6 +53,16 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         kind=kind,
         sections=lambda: _checked(file, content),
     )
+
+
+def has_name(file: Path) -> bool:
+    """Whether what the file is called is text."""
+    return str(file).isascii() or shown_name(file) == str(file)
+
+
+def shown_name(file: Path) -> str:
+    """What it is called, other bytes escaped."""
+    return os.fsencode(file).decode(errors="backslashreplace")
 
 
 def _checked(path: Path, content: Content) -> Iterator[Section]:

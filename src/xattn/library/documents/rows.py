@@ -14,7 +14,7 @@ from typing import Any
 from xattn.errors import InvalidSourceError, MissingExtraError
 from xattn.inputs.table import Table
 from xattn.library.documents.document import Content
-from xattn.library.documents.files import parsing, records_of, unreadable
+from xattn.library.documents.files import LINE_CHARACTERS, parsing, records_of, unreadable
 from xattn.library.passage import Section
 
 BLOCK_ROWS = 256
@@ -80,6 +80,7 @@ def _sections(rows: Iterator[Row]) -> Iterator[Section]:
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    csv.field_size_limit(LINE_CHARACTERS)  # of the process; the file's reader bounds records
     with closing(records_of(path)) as records:
         lines = csv.reader(records, delimiter=delimiter, strict=True)
         rows = filter(None, lines)
@@ -89,7 +90,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if len(row) != len(header):
                     raise InvalidSourceError(
                         f"{str(path)!r}: the row that ends in line {lines.line_num} has "
-                        f"{len(row)} cells, but the header has {len(header)}; correct it."
+                        f"{len(row)} cells between {delimiter!r}, but the header has "
+                        f"{len(header)}; correct it."
                     )
                 yield header, tuple(row)
         except csv.Error as error:
