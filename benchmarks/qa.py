@@ -51,19 +51,22 @@ def page(found: dict[str, Any]) -> str:
     lines += [
         f"SmolLM2-135M-Instruct, {found['data']}; retrieval: "
         + ", ".join(f"recall@{n} {value:.3f}" for n, value in recall.items())
-        + ". Cited rightly: of the right answers that cite, those whose first citation has the "
-        "answer in it; in brackets, of the right answers, those that cite.",
+        + " of whole paragraphs. Cited rightly: of the right answers, those whose first citation "
+        "has the answer in it; in brackets, the same of those that cite at all. An answer: until "
+        "its last token, citations included.",
         "",
-        "| reader | k | questions | contains the answer | F1 | cited rightly | support AUC "
-        "| first token, warm | cold | encoder passes | memories |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| reader | k | questions | contains the answer | exact match | F1 | cited rightly "
+        "| support AUC | first token, warm | cold | an answer | encoder passes | memories |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in (row for run in found["runs"] for row in run["readers"]):
         lines.append(
             f"| {one['reader']} | {one['k']} | {one['questions']} | {one['contains_answer']:.3f} "
-            f"| {one['f1']:.3f} | {one['citation_precision']:.2f} ({one['cited']:.2f}) "
+            f"| {one['exact_match']:.3f} | {one['f1']:.3f} "
+            f"| {one['citation_precision'] * one['cited']:.2f} ({one['citation_precision']:.2f}) "
             f"| {one['support_auc']:.2f} | {one['warm_first_token_seconds']:.2f} s "
-            f"| {one['cold_first_token_seconds']:.2f} s | {one['encoder_passes']} "
+            f"| {one['cold_first_token_seconds']:.2f} s | {one['answer_seconds']:.2f} s "
+            f"| {one['encoder_passes']} "
             f"| {readable_bytes(one['memory_bytes'])} |"
         )
     lines.append("")
