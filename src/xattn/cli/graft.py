@@ -9,6 +9,7 @@ from xattn.cli.options import Json, Offline
 from xattn.errors import UsageError
 from xattn.placing import drawn, written
 from xattn.readable import counted, readable_bytes, readable_count
+from xattn.spec import PlacementKind
 
 if TYPE_CHECKING:
     from xattn.model import Model
@@ -32,7 +33,7 @@ PlacementText = Annotated[
         "sandwich:N, single, all, 3,8,13, or mask:0101.",
     ),
 ]
-Kind = Annotated[str, typer.Option(help="gated, separate or merged.")]
+Kind = Annotated[PlacementKind, typer.Option(help="How layers take in what they read.")]
 ProjectorText = Annotated[
     str,
     typer.Option("--projector", help="none, linear, mlp, or resampler:N."),
@@ -101,7 +102,7 @@ def graft(
         lm,
         encoder=[encoder_of(name, offline=offline) for name in encoder or ["itself"]],
         placement=placement,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         projector=projector,
         before=before,
         own_layers=own_layers,

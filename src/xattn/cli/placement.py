@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,7 +28,10 @@ DataFile = Annotated[
         "files of lines, by giving it twice.",
     ),
 ]
-MetricName = Annotated[str, typer.Option("--metric", help="wer, bleu, chrf, exact, or loss.")]
+MetricName = Annotated[
+    Literal["wer", "bleu", "chrf", "exact", "loss"],
+    typer.Option("--metric", help="By which it is scored."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Examples, at most.")]
 Picture = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="The curve as a picture (PNG, SVG).")
@@ -68,7 +71,7 @@ def probe(
     loaded = load_model(model, **loading)
     examples = read_examples(data if len(data) > 1 else data[0], Path(), limit)
     use_store(loaded, store)
-    found = run(loaded, examples, metric, say=print_note)  # type: ignore[arg-type]
+    found = run(loaded, examples, metric, say=print_note)
     if plot is not None:
         from xattn.tuning.charts import draw_probe
 

@@ -38,6 +38,7 @@ from xattn.spec import (
     Modality,
     Placement,
     PlacementKind,
+    ProjectorKind,
     ProjectorSpec,
     ResamplerSpec,
 )
@@ -191,13 +192,14 @@ def _projectors(
 
 def _projector(text: str, lent: Lent, width: int, decoder: DecoderSpec) -> ProjectorSpec:
     word, _, count = str(text).partition(":")
-    plain = word in ("linear", "mlp") and not count
+    kinds: dict[str, ProjectorKind] = {"linear": "linear", "mlp": "mlp"}
+    plain = word in kinds and not count
     fits = plain or (word == "resampler" and count.isdigit() and 1 <= int(count) <= 2**16)
     require(fits, "projector", f"one of {PROJECTORS}", text)
     own = decoder.self_attention
     return ProjectorSpec(
         modality=lent.modality,
-        kind=word,  # type: ignore[arg-type]
+        kind=kinds.get(word, "resampler"),
         inputs=lent.width,
         outputs=width,
         resampler=None

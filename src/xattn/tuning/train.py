@@ -188,18 +188,9 @@ class _Run:
             objective = Preferences(recipe.preference)
         self.objective: Objective[Any] = objective
         examples = objective.read(recipe.data.train, base, recipe.data.limit)
-        with self.accelerator.main_process_first():  # which makes the tokenizer, if one is made
-            self.model = make(recipe.model, directory, self.objective.texts(examples))
-        if self.training.method == "lora":
-            how = self.training.lora
-            add_adapter(
-                self.model,
-                preset=how.preset,
-                rank=how.rank,
-                alpha=how.alpha,
-                dropout=how.dropout,
-            )
+        self.model = self._model(self.objective.texts(examples))
         learnt = choose(self.model, self.training.method)
+        self.trained = sum(self.model.network.get_parameter(name).numel() for name in learnt)
         self.frozen = encoder_is_frozen(self.model)
         if self.frozen and self.training.remember:
             self.model.store = MemoryStore(directory / STORE)
@@ -209,16 +200,8 @@ class _Run:
             held_out = objective.read(recipe.data.validation, base, None)
             self.validation = self._items(held_out, "validation")
         self.steps = self._steps()
-        network = self.model.network
-        self.trained = sum(network.get_parameter(name).numel() for name in learnt)
-        for stack in (network.decoder, network.encoder):
-            if stack is not None:
-                stack.prepare_training(
-                    dropout=self.training.dropout, checkpoints=self.training.checkpoint_activations
-                )
-        teacher = Teacher(network, self.training.label_smoothing)
         self.teacher, self.optimiser = self.accelerator.prepare(
-            teacher, optimiser(self.model, self.training)
+            self._teacher(), optimiser(self.model, self.training)
         )
         self.progress = Progress(
             recipe=recipe.model_dump(mode="json"), data=self.objective.digest(self.items)
@@ -229,6 +212,27 @@ class _Run:
                 self._with_reference(objective, name, pairs)
                 for name, pairs in (("train", self.items), ("validation", self.validation))
             )
+
+    def _model(self, texts: Sequence[str]) -> Model:
+        """The model that learns, with the adapter that does, if it is one."""
+        with self.accelerator.main_process_first():  # which makes the tokenizer, if one is made
+            model = make(self.recipe.model, self.directory, texts)
+        if self.training.method == "lora":
+            how = self.training.lora
+            add_adapter(
+                model, preset=how.preset, rank=how.rank, alpha=how.alpha, dropout=how.dropout
+            )
+        return model
+
+    def _teacher(self) -> Teacher:
+        """The network as it learns: with dropout, and as much remembered as the recipe says."""
+        network, training = self.model.network, self.training
+        for stack in (network.decoder, network.encoder):
+            if stack is not None:
+                stack.prepare_training(
+                    dropout=training.dropout, checkpoints=training.checkpoint_activations
+                )
+        return Teacher(network, training.label_smoothing)
 
     def _with_reference(
         self, objective: Preferences, name: str, pairs: Sequence[Pair]
