@@ -417,6 +417,17 @@ def test_a_damaged_catalogue(made):
         Library(made.root)
 
 
+def test_a_damaged_database_is_named_with_its_remedy(made, docs):
+    before = said(made)
+    for file in (made.root / "passages.lance" / "data").iterdir():
+        file.write_bytes(b"no rows")
+    with pytest.raises(LibraryError, match="make it anew from the files with: xattn index --again"):
+        made.search("anything")
+    made.remake()
+    assert said(made) == before
+    assert made.search("anything")
+
+
 def test_rows_that_the_database_lost_are_written_again(made, docs):
     before = said(made)
     ids = [p.id for p in made.passages(str(docs / "rivers0.txt"))]

@@ -157,6 +157,15 @@ def test_the_order_of_fused_passages_does_not_matter(t5, tmp_path):
     assert len({one.generation.tokens for one in found}) == 1
     assert {one.encoder_passes for one in found} == {0}
 
+    def logits(read):
+        asked = reader.ask(QUESTION, read)
+        state = model.network.start([asked.memories])
+        return model.network.step(torch.tensor([asked.prompt or (0,)]), state)
+
+    want = logits(passages())
+    torch.testing.assert_close(logits(passages()[::-1]), want, atol=1e-4, rtol=0)
+    assert not torch.allclose(logits(passages()[1:]), want, atol=1e-3)
+
 
 def test_each_model_has_its_reader(t5, smol):
     assert isinstance(reader_for(smol), ParallelReader)

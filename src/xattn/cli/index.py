@@ -192,7 +192,8 @@ def index(
             document["memories"] = opened.remember(progress.update)
     for report in reports:
         for failure in report.failures:
-            print_note(f"{failure.source}: {failure.reason}")
+            named = failure.source in failure.reason
+            print_note(failure.reason if named else f"{failure.source}: {failure.reason}")
         if report.failed > len(report.failures):
             print_note(f"and {report.failed - len(report.failures)} more that cannot be read")
     if json:

@@ -73,7 +73,8 @@ def _checked(path: Path, content: Content) -> Iterator[Section]:
             says = says or section.table is not None or not (section.text.isspace())
             yield section
     if not says:
+        pages = path.suffix.lower() == ".pdf"
         raise InvalidSourceError(
-            f"{str(path)!r} has no text and no rows in it: it is blank, or holds pictures of "
-            "pages. Leave it out, or run OCR over it."
+            f"{str(path)!r} has no text and no rows in it: "
+            + ("it holds pictures of pages; run OCR over it." if pages else "leave it out.")
         )

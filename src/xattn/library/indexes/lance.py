@@ -1,6 +1,7 @@
 """Passages in LanceDB: a database without a server, in the library's own directory."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -197,4 +198,8 @@ def _answering(directory: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise LibraryError(f"{directory}: the database does not answer: {reason}") from error
+        remedy = shlex.join(["xattn", "index", "--again", "--library", str(directory)])
+        raise LibraryError(
+            f"{directory}: the database does not answer: {reason.removesuffix('.')}. If it is "
+            f"damaged, make it anew from the files with: {remedy}"
+        ) from error
