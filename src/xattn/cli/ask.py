@@ -27,6 +27,17 @@ Questions = Annotated[
 LibraryDirectory = Annotated[
     Path, typer.Option("--library", "-l", metavar="DIR", help="What 'xattn index' made.")
 ]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="How the library's server is reached, where that takes a password: postgresql://…",
+    ),
+]
+EmbedderName = Annotated[
+    str | None,
+    typer.Option("--embedder", help="Where the library's embedder is now, if it was moved."),
+]
 Passages = Annotated[
     int, typer.Option("-k", min=1, rich_help_panel=READING, help="Passages that are read.")
 ]
@@ -99,6 +110,8 @@ def ask(
     questions: Questions = None,
     *,
     library: LibraryDirectory = Path("corpus.xattn"),
+    database: Database = None,
+    embedder: EmbedderName = None,
     model: ModelName = "smollm2-135m-instruct",
     k: Passages = 8,
     where: Where = None,
@@ -142,7 +155,13 @@ def ask(
         scale=passage_scale,
         recompute=recompute,
     )
-    with Library(library, reranker=reranker, offline=loading.get("offline", False)) as opened:
+    with Library(
+        library,
+        database=database,
+        embedder=embedder,
+        reranker=reranker,
+        offline=loading.get("offline", False),
+    ) as opened:
         loaded = load_model(model, **loading)
         if cache:
             use_store(loaded, store)

@@ -1,5 +1,6 @@
 """Texts as vectors whose cosine says how much they are about the same."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +83,9 @@ class SentenceEmbedder:
     ) -> None:
         require(bool(name) and isinstance(name, str), "name", "the name of an embedder", name)
         require(is_whole(batch_size, 1), "batch_size", "at least 1", batch_size)
-        self._name, self._device, self._batch_size = name, device, batch_size
+        # A directory is found again from elsewhere.
+        self._name = os.path.abspath(name) if Path(name).is_dir() and os.sep in name else name
+        self._device, self._batch_size = device, batch_size
         self._offline = offline
 
     @property
