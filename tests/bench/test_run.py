@@ -88,6 +88,7 @@ def test_all_engines_say_the_same(measure, model, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_many_requests_are_answered_alike_and_memory_is_taken(measure):
     sources = tuple(tuple(range(5 + n, 25 + n)) for n in range(2))
     task = {
@@ -105,8 +106,15 @@ def test_many_requests_are_answered_alike_and_memory_is_taken(measure):
         assert engine["memory"]["peak_bytes"] >= engine["memory"]["loaded_bytes"] > 2**20
 
 
-@pytest.mark.parametrize("what", ["other", "shorter"])
-@pytest.mark.parametrize("engine", ["xattn", "ctranslate2"])
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [
+        ("xattn", "other"),
+        ("ctranslate2", "shorter"),
+        pytest.param("xattn", "shorter", marks=pytest.mark.slow),
+        pytest.param("ctranslate2", "other", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_fails_if_an_engine_does_other_work(measure, tmp_path, engine, what):
     engines = ("xattn", "ctranslate2")
     record, _ = measure(tiny_cell(engines=engines), start=tampering(engine, what), rounds=1)
@@ -162,6 +170,7 @@ def test_an_engine_that_breaks_fails_the_run_and_is_started_again(measure):
     assert any("out of luck" in line for line in said)
 
 
+@pytest.mark.slow
 def test_an_engine_that_breaks_where_memory_is_taken_loses_no_times(measure):
     started = []
 

@@ -77,6 +77,7 @@ def test_tensors_are_counted_by_phase_and_owner():
     assert sum(one["bytes"] for one in tensors["at_peak"]) <= tensors["peak_bytes"]
 
 
+@pytest.mark.slow
 def test_a_decoder_only_model_is_drawn_as_far_as_it_reads(tmp_path):
     page, pictures = tmp_path / "page.html", tmp_path / "pictures"
     found = profiled(
@@ -91,6 +92,7 @@ def test_a_decoder_only_model_is_drawn_as_far_as_it_reads(tmp_path):
         assert (pictures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_peak_memory_is_foretold_where_inputs_are_most_of_it(tmp_path):
     """Beyond Python and torch themselves, so that an error of the ledger shows."""
     sources = [argument for n in range(12) for argument in ("--tokens", f"{1000 + n}")]
