@@ -149,6 +149,7 @@ def ask(
         raise UsageError(f"--html is a page for one question, but {len(questions)} were given.")
     if html is not None and html.is_dir():
         raise UsageError(f"--html must be a file, but {html} is a directory.")
+    found = None if calibration is None else read_calibrations(calibration)
     how = Parallel(
         positions=positions,
         temperature=passage_temperature,
@@ -171,7 +172,6 @@ def ask(
                 "--positions, --passage-temperature, --passage-scale and --recompute are of the "
                 f"parallel reader, but passages are read by the {opened.reader.name} one."
             )
-        found = None if calibration is None else read_calibrations(calibration)
         known = calibration_of(loaded, opened.reader.name, found)
         answers = opened.ask_many(
             questions, k, where=where_of(where), calibration=known, **settings

@@ -239,12 +239,12 @@ def _bounds(asked: Asked) -> list[Tensor]:
 
 def _citation(number: int, passage: Passage, stretch: Stretch, support: float) -> Citation:
     quote = passage.text[stretch.start : stretch.end]
-    if passage.table is None or stretch.cell is None:
+    if passage.table is None or stretch.cell is None or stretch.row is None:
         left = stretch.start + len(quote) - len(quote.lstrip())
         right = stretch.start + len(quote.rstrip())
         start, end, cell = passage.start + left, passage.start + right, None
     else:
-        row, column = divmod(stretch.cell, len(passage.table.header))
+        row, column = stretch.row, stretch.cell % len(passage.table.header)
         start = passage.start + row - 1
         end, cell = start + 1, Cell(row=start, column=passage.table.header[column])
         quote = cell_text(passage.table.rows[row - 1][column])

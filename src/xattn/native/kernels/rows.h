@@ -5,10 +5,6 @@
 
 #include "lanes.h"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 constexpr int PANEL = 16;    // outputs that stand together in narrow weights
 constexpr int64_t QUAD = 4;  // inputs that stand together in int8 ones
 constexpr int64_t GROUP = 32;  // inputs that share a step and a least number in int4 ones
